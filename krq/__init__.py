@@ -1,0 +1,1 @@
+"""KRQ: a distributed task queue on Kafka and Redis."""

@@ -1,0 +1,1 @@
+"""Adapters of the log: Kafka, and Redis Streams with consumer groups."""

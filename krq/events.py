@@ -1,0 +1,96 @@
+"""What the ``events`` topic holds: one entry per ended attempt, many entries per record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from krq.outcome import ErrorInfo
+
+VERSION = 1
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One ended attempt, or one act upon a task. All times are Unix milliseconds."""
+
+    id: str
+    outcome: str
+    """``success``, ``failed``, ``retry``, ``cancelled``"""
+    name: str = ""
+    queue: str = ""
+    attempt: int = 0
+    failures: int = 0
+    deaths: int = 0
+    worker: str = ""
+    result: msgspec.Raw | None = None
+    error: ErrorInfo | None = None
+    sent: int = 0
+    started: int = 0
+    finished: int = 0
+    due: int = 0
+    """of the next attempt, after ``retry``"""
+
+
+class Page(msgspec.Struct, frozen=True):
+    """One record of the ``events`` topic."""
+
+    entries: list[Entry]
+    v: int = VERSION
+
+
+class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One record of the ``dead`` topic: what could not be run, and why."""
+
+    reason: str
+    code: str
+    at: int
+    queue: str = ""
+    partition: int = -1
+    offset: int | str = -1
+    id: str = ""
+    name: str = ""
+    value: str = ""
+    """the original bytes, as text, or as base64 where they are no UTF-8"""
+    base64: bool = False
+    error: ErrorInfo | None = None
+
+
+_encoder = msgspec.json.Encoder()
+_pages = msgspec.json.Decoder(Page)
+_letters = msgspec.json.Decoder(DeadLetter)
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """An entry as it stands in the outbox and within a page."""
+    return _encoder.encode(entry)
+
+
+def encode_page(entries: list[bytes]) -> bytes:
+    """Encoded entries as one record."""
+    return b'{"entries":[' + b",".join(entries) + b'],"v":1}'
+
+
+def decode_page(raw: bytes) -> Page:
+    """A record of the ``events`` topic."""
+    return _pages.decode(raw)
+
+
+def encode_letter(letter: DeadLetter) -> bytes:
+    """A dead letter as published."""
+    return _encoder.encode(letter)
+
+
+def decode_letter(raw: bytes | str) -> DeadLetter:
+    """A dead letter as read."""
+    return _letters.decode(raw)
+
+
+def original(raw: bytes) -> dict[str, Any]:
+    """The fields of a dead letter that keep the record's own bytes, whatever they are."""
+    import base64
+
+    try:
+        return {"value": raw.decode()}
+    except UnicodeDecodeError:
+        return {"value": base64.b64encode(raw).decode(), "base64": True}

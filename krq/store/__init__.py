@@ -1,0 +1,1 @@
+"""The schedule in Redis: keys, scripts, and the client that runs them."""

@@ -1,0 +1,19 @@
+-- Renew leases, and see who else beats. Runs while the namespace is closed, too.
+-- ARGV[2] {incarnations}
+-- Reply OK {dead, beats, now_ms}: dead, those of the given that are not registered; beats {incarnation, counter, ...} of all
+-- May be repeated: a beat more does no harm.
+
+local e = call('HMGET', K.epoch, 'id', 'run')
+if not e[1] then return reply('EMPTY') end
+if e[2] ~= run_id() then return reply('RESTARTED') end
+if e[1] ~= ARGV[1] then return reply('EPOCH') end
+local dead = {}
+local now = now_ms()
+for _, inc in ipairs(A[1]) do
+  if call('HEXISTS', K.beats, inc) == 0 then dead[#dead + 1] = inc
+  else
+    call('HINCRBY', K.beats, inc, 1)
+    call('HSET', K.worker(inc), 'beat', now)
+  end
+end
+return reply('OK', dead, call('HGETALL', K.beats), now)

@@ -1,0 +1,21 @@
+-- Hand back what was taken and not started: ready again, in front, nothing counted.
+-- flags: allow-oom
+-- ARGV[2] {incarnation, items}; item {id, attempt}; attempt -1: whichever it is
+-- Reply OK {number released}.
+-- May be repeated: what is not the incarnation's any more is left alone.
+
+local why = refused()
+if why then return reply(why) end
+local inc, items = A[1], A[2]
+local n = 0
+for _, item in ipairs(items) do
+  local id = item[1]
+  local t = call('HMGET', K.task(id), 's', 'o', 'a', 'q', 'pr')
+  if t[1] == 'p' and t[2] == inc and (item[2] == -1 or tonumber(t[3]) == item[2]) then
+    call('SREM', K.held(inc), id)
+    hand_back(id, t[4], t[5])
+    n = n + 1
+  end
+end
+finish_call()
+return reply('OK', n)

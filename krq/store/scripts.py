@@ -1,0 +1,52 @@
+"""The Lua scripts: loaded from files, each with the shared prelude, called by name with one packed argument."""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+from krq.store import keys
+
+
+class Script(StrEnum):
+    """Every script, by the name of its file."""
+
+    ADMIT = "admit"
+    TAKE = "take"
+    SETTLE = "settle"
+    RELEASE = "release"
+    LOGGED = "logged"
+    REGISTER = "register"
+    BEAT = "beat"
+    SYNC = "sync"
+    RECOVER = "recover"
+    MARK = "mark"
+    JUMP = "jump"
+    EXPIRE = "expire"
+    CANCEL = "cancel"
+    PURGE = "purge"
+    CONTROL = "control"
+    CLOSE = "close"
+    ASSERT = "assert"
+    OPEN = "open"
+
+
+class Source(NamedTuple):
+    """A script as Redis gets it."""
+
+    text: str
+    sha: str
+
+
+@cache
+def source(script: Script) -> Source:
+    """The text and hash of a script. A line ``-- flags: x`` in its header becomes its shebang."""
+    folder = files("krq.store").joinpath("lua")
+    body = folder.joinpath(f"{script}.lua").read_text("utf-8")
+    header = [line for line in body.splitlines() if line.startswith("-- flags: ")]
+    shebang = f"#!lua flags={header[0].removeprefix('-- flags: ')}\n" if header else ""
+    text = shebang + keys.lua() + "\n" + folder.joinpath("prelude.lua").read_text("utf-8") + "\n" + body
+    return Source(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
