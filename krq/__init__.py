@@ -1,1 +1,35 @@
-"""KRQ: a distributed task queue on Kafka and Redis."""
+"""KRQ: a distributed task queue on Kafka and Redis that can prove what it did."""
+
+from krq.backoff import Backoff
+from krq.context import Context, current
+from krq.core import KRQ
+from krq.errors import KRQError, ResultTimeout, SubmissionError, SubmissionTimeout, TaskCancelled, TaskFailed, TaskNotFound
+from krq.handle import TaskHandle
+from krq.hooks import Module
+from krq.info import TaskInfo
+from krq.outcome import Reject, Retry
+from krq.states import TaskStatus
+from krq.task import Task
+from krq.version import __version__
+
+__all__ = [
+    "KRQ",
+    "Backoff",
+    "Context",
+    "KRQError",
+    "Module",
+    "Reject",
+    "ResultTimeout",
+    "Retry",
+    "SubmissionError",
+    "SubmissionTimeout",
+    "Task",
+    "TaskCancelled",
+    "TaskFailed",
+    "TaskHandle",
+    "TaskInfo",
+    "TaskNotFound",
+    "TaskStatus",
+    "__version__",
+    "current",
+]

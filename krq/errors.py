@@ -78,6 +78,8 @@ class SubmissionError(KRQError):
     """A message was not accepted. Nothing of it is in the log, unless a subclass says *unknown*."""
 
     code = "TASK_SUBMISSION_REFUSED"
+    task_id: str = ""
+    """the id it was sent under, where it got that far"""
 
 
 class SubmissionTimeout(SubmissionError, TimeoutError):
@@ -136,6 +138,20 @@ class DuplicateTask(KRQError, ValueError):
 
     code = "TASK_DUPLICATE"
     cure = "Give one of them another name with @app.task(name=...)."
+
+
+class BatchError(SubmissionError):
+    """Of several messages sent together some were not confirmed."""
+
+    code = "TASK_BATCH_INCOMPLETE"
+    cure = "Send those in .failed again, with their ids."
+
+    def __init__(self, cause: str, accepted: list[str], failed: dict[str, Exception]) -> None:
+        super().__init__(cause)
+        self.accepted = accepted
+        """ids that the log has"""
+        self.failed = failed
+        """ids that it refused, or may have (``SubmissionTimeout``)"""
 
 
 # --- results ---------------------------------------------------------------------------------

@@ -44,6 +44,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", omit_de
     key: str | None = None
     """messages of one key stand in one partition"""
     headers: dict[str, Any] = {}
+    generation: int = 0
+    """raised by each retry of a task that had ended"""
     version: int = VERSION
 
     @property

@@ -1,1 +1,34 @@
 """Adapters of the log: Kafka, and Redis Streams with consumer groups."""
+
+from __future__ import annotations
+
+from krq.brokers.base import Broker
+from krq.config import Config, mask
+from krq.errors import ConfigError
+
+__all__ = ["Broker", "check", "make"]
+
+
+def _is_streams(config: Config) -> bool:
+    return config.broker.startswith(("redis://", "rediss://"))
+
+
+def check(config: Config) -> None:
+    """Raise ``ConfigError`` when ``broker=`` names no broker that there is an adapter for."""
+    scheme, separator, _ = config.broker.partition("://")
+    if separator and scheme not in ("kafka", "redis", "rediss"):
+        raise ConfigError(f"broker={mask(config.broker)!r} has an unknown scheme", cure="Use host:port[,host:port], kafka://, redis:// or rediss://.")
+    if not config.broker:
+        raise ConfigError("broker is empty", cure="Use host:port[,host:port], kafka://, redis:// or rediss://.")
+
+
+def make(config: Config) -> Broker:
+    """The broker that ``broker=`` names. Connects to nothing yet."""
+    check(config)
+    if _is_streams(config):
+        from krq.brokers.streams import StreamsBroker
+
+        return StreamsBroker(config)
+    from krq.brokers.kafka import KafkaBroker
+
+    return KafkaBroker(config)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import msgspec
@@ -59,11 +60,11 @@ class Store:
     Nothing is retried inside: every script may be repeated by its caller, who knows whether that is wanted.
     """
 
-    def __init__(self, config: Config, shard: int = 0) -> None:
+    def __init__(self, config: Config, shard: int = 0, timeout: float = TIMEOUT) -> None:
         self.config = config
         self.keys = Keys(config.namespace, shard)
         self.epoch = NO_EPOCH
-        self.redis = connect(config.backend)
+        self.redis = connect(config.backend, timeout)
         self._pid = os.getpid()
 
     @property
@@ -111,14 +112,20 @@ class Store:
         status, *values = _unpack(reply)
         return Answer(status, values)
 
+    @contextmanager
+    def plain(self) -> Iterator[redis.Redis]:
+        """The client for plain reads and for what needs no script. Raises as ``run`` does."""
+        try:
+            yield self.redis
+        except RedisError as error:
+            raise translate(error, self.name) from error
+
     # --- epochs ------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Connect and see that this Redis can be used. Raises ``RedisConnectionError`` or ``StoreError``."""
-        try:
-            info = self.redis.info()
-        except RedisError as error:
-            raise translate(error, self.name) from error
+        with self.plain() as redis:
+            info = redis.info()
         version = tuple(int(part) for part in str(info.get("redis_version", "0.0")).split(".")[:2])
         if version < MINIMUM:
             raise StoreError(f"{self.name} has version {info.get('redis_version')}", cure="KRQ needs Redis >= 7.0 or Valkey >= 7.2.")
@@ -131,13 +138,13 @@ class Store:
 
         It may be closed: then only beats and assertions run until it opens.
         """
-        try:
-            stored = self.redis.hget(self.keys.epoch, "id")
-        except RedisError as error:
-            raise translate(error, self.name) from error
         before = self.epoch
+        with self.plain() as redis:
+            stored, reason = redis.hmget(self.keys.epoch, "id", "reason")
         seen = stored.decode() if isinstance(stored, bytes) else stored
-        suspicious = bool(before.id) and seen != before.id and self._unknown(seen)
+        # made by somebody who knew nothing of the epoch before: Redis was emptied in between
+        unknowing = seen is None or reason == b"fresh"
+        suspicious = bool(before.id) and seen != before.id and unknowing
         answer = self.run(Script.CLOSE, new_id, before.number, seen or False, suspicious)
         self.epoch = Epoch(*answer.values)
         if before.id and self.epoch.id != before.id and self.epoch.reason == "emptied":
@@ -146,11 +153,6 @@ class Store:
         elif before.id and self.epoch.id != before.id:
             log.warning("%s is another life of the server (%s): epoch %d", self.name, self.epoch.reason, self.epoch.number)
         return self.epoch
-
-    def _unknown(self, seen: str | None) -> bool:
-        """Whether the stored epoch was made by somebody who knew nothing of the one before."""
-        reason = self.redis.hget(self.keys.epoch, "reason") if seen else b"fresh"
-        return reason in (None, b"fresh")
 
     def call(self, script: Script, *args: Any) -> Sequence[Any]:
         """Run a script for a client that keeps nothing under an epoch: adopt another epoch and go on.

@@ -68,8 +68,10 @@ TABLE = {
     "deaths": "deaths",
     # list: the last 1,000 dead letters, as JSON.
     "dead": "dead",
-    # channel of a task: a message when it ends. Holds nothing.
-    "ended": "e:",
+    # set of a task: channels of those who wait for its end. Until its end; an hour after the last asked.
+    "watchers": "wc:",
+    # channel of a client: packed ids of tasks that ended. Holds nothing.
+    "notices": "n:",
 }
 
 

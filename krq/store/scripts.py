@@ -27,6 +27,8 @@ class Script(StrEnum):
     JUMP = "jump"
     EXPIRE = "expire"
     CANCEL = "cancel"
+    WATCH = "watch"
+    PROGRESS = "progress"
     PURGE = "purge"
     CONTROL = "control"
     CLOSE = "close"

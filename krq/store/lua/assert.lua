@@ -1,7 +1,7 @@
 -- A live incarnation says, under a closed epoch, what it runs. Its other tasks are ready again; it is registered again.
 -- flags: allow-oom
 -- ARGV[1] the new epoch. ARGV[2] {incarnation, fields, names, tasks}; fields and names as in register.lua; task {id, attempt, name, queue, raw, checksum, sent}
--- Reply OK {dropped}: ids to stop, because they are final, or another attempt is known
+-- Reply OK {dropped}: ids that are not the incarnation's any more: settled, recovered, or another attempt is known
 -- May be repeated.
 
 local e = call('HMGET', K.epoch, 'id', 'run')
@@ -18,7 +18,7 @@ for _, task in ipairs(tasks) do
   local id, attempt = task[1], task[2]
   local t = call('HMGET', K.task(id), 's', 'a', 'o', 'q')
   local known = tonumber(t[2]) or 0
-  if FINAL[t[1]] or known > attempt or (known == attempt and t[3] and t[3] ~= inc) then
+  if FINAL[t[1]] or known > attempt or (known == attempt and (t[1] ~= 'p' or t[3] ~= inc)) then
     dropped[#dropped + 1] = id
   else
     if t[1] then unschedule(id, t[1], t[4], t[3]) end

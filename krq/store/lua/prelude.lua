@@ -2,6 +2,13 @@
 -- KEYS[1] the epoch key, which routes the call. ARGV[1] the caller's epoch id. ARGV[2] the rest, packed.
 -- Reply: packed {status, ...}. Status OK, or why nothing was done:
 --   EMPTY no epoch here · RESTARTED another server life · EPOCH another epoch · CLOSED not open · DEAD no such incarnation
+--
+-- Fields of a task: s state (m marker, w waiting, d scheduled, q queued, p processing, S F C final) · n name · q queue · ts sent · h checksum
+--   a attempt · f failures · i deaths · or leases that expired unreported · g generation · o owner, of the last attempt when it is over
+--   tt taken at · tf finished at · r short value · p positions not yet complete (longer than 64 bytes when it was published many times),
+--   '' once the end is logged · e holder of the entry of an end that a script made · pr priority · due · x expiry · in inputs · w dependencies
+--   still open, where it has any · rd dependents not final: a task nobody has published may have this alone · c cancel asked · un not known
+--   since · wa somebody waits for its end · as asserted before its record was seen · pg progress
 
 local call = redis.call
 local A = cmsgpack.unpack(ARGV[2])
@@ -18,17 +25,26 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
--- Why this caller may not write here, or nil.
-local function refused()
+-- Why this caller may not write here, or nil. any: also while it is closed.
+local function refused(any)
   local e = call('HMGET', K.epoch, 'id', 'run', 'open')
   if not e[1] then return 'EMPTY' end
   if e[2] ~= run_id() then return 'RESTARTED' end
   if e[1] ~= ARGV[1] then return 'EPOCH' end
-  if e[3] ~= '1' then return 'CLOSED' end
+  if e[3] ~= '1' and not any then return 'CLOSED' end
 end
 
--- Counters of queues and workers, and wakes, are gathered and written once at the end.
-local counts, wakes = {}, {}
+-- One command over a long list; key: its first argument, or nil. Lua can unpack only so much at once.
+local function variadic(command, key, list)
+  for i = 1, #list, 2000 do
+    local last = math.min(i + 1999, #list)
+    if key then call(command, key, unpack(list, i, last)) else call(command, unpack(list, i, last)) end
+  end
+end
+
+-- Gathered, and written once at the end: counters of queues and workers, wakes, notices to waiting clients,
+-- lines of ready tasks, incomplete positions, finished tasks.
+local counts, wakes, notices, lines, incompletes, finished = {}, {}, {}, {}, {}, {}
 
 local function count(key, field, n)
   local of = counts[key]
@@ -36,7 +52,21 @@ local function count(key, field, n)
   of[field] = (of[field] or 0) + n
 end
 
+local function gather(lists, name, ...)
+  local list = lists[name]
+  if not list then list = {}; lists[name] = list end
+  for i = 1, select('#', ...) do list[#list + 1] = (select(i, ...)) end
+end
+
+local function write_lines()
+  for queue, line in pairs(lines) do variadic('ZADD', K.ready(queue), line) end
+  lines = {}
+end
+
 local function finish_call()
+  write_lines()
+  for partition, offsets in pairs(incompletes) do variadic('ZADD', K.incomplete(partition), offsets) end
+  variadic('LPUSH', K.done, finished)
   for key, of in pairs(counts) do
     for field, n in pairs(of) do
       if n ~= 0 then call('HINCRBY', key, field, n) end
@@ -45,14 +75,32 @@ local function finish_call()
   for queue in pairs(wakes) do
     if call('LLEN', K.wake(queue)) == 0 then call('LPUSH', K.wake(queue), 1) end
   end
+  for channel, ids in pairs(notices) do call('PUBLISH', K.notices(channel), cmsgpack.pack(ids)) end
+end
+
+local spare, sequence = 0, 0
+
+-- The next number of arrival; expected: how many more this call may need.
+local function next_sequence(expected)
+  if spare == 0 then
+    spare = expected or 1
+    sequence = call('INCRBY', K.sequence, spare) - spare
+  end
+  spare, sequence = spare - 1, sequence + 1
+  return sequence
+end
+
+-- Into the ready pool; the state is the caller's.
+local function line_up(id, queue, priority, arrival, bytes)
+  gather(lines, queue, arrival - (tonumber(priority) or 0) * 1e13, id)
+  count(K.queue(queue), 'bytes', bytes)
+  wakes[queue] = true
 end
 
 -- Ready again or for the first time. In front: what was handed back. Else: in order of arrival.
-local function to_ready(id, queue, priority, sequence, bytes)
+local function to_ready(id, queue, priority, arrival)
   call('HSET', K.task(id), 's', 'q')
-  call('ZADD', K.ready(queue), -(tonumber(priority) or 0) * 1e13 + sequence, id)
-  count(K.queue(queue), 'bytes', bytes or call('STRLEN', K.message(id)))
-  wakes[queue] = true
+  line_up(id, queue, priority, arrival, call('STRLEN', K.message(id)))
 end
 
 -- Taken and not settled: ready again, in front, nobody's.
@@ -68,12 +116,15 @@ local function to_scheduled(id, queue, due)
   if first == id then wakes[queue] = true end
 end
 
+-- It is out of the ready pool: its bytes are no longer counted.
+local function uncount(id, queue)
+  count(K.queue(queue), 'bytes', -call('STRLEN', K.message(id)))
+end
+
 -- Out of every schedule it may stand in.
 local function unschedule(id, state, queue, owner)
   if state == 'q' then
-    if call('ZREM', K.ready(queue), id) == 1 then
-      count(K.queue(queue), 'bytes', -call('STRLEN', K.message(id)))
-    end
+    if call('ZREM', K.ready(queue), id) == 1 then uncount(id, queue) end
   elseif state == 'd' then call('ZREM', K.scheduled(queue), id)
   elseif state == 'w' then call('ZREM', K.waiting, id)
   elseif state == 'p' and owner then call('SREM', K.held(owner), id) end
@@ -89,54 +140,72 @@ local function store_value(id, value)
   end
 end
 
-local function add_position(id, known, queue, partition, offset, ordered)
-  local at = queue .. ':' .. partition .. ':' .. offset
-  if known then
-    if string.find(' ' .. known .. ' ', ' ' .. at .. ' ', 1, true) then return end
+-- Field p with one position more, or nil where it is among the known already.
+local function add_position(known, queue, partition, offset, ordered)
+  partition = queue .. ':' .. partition
+  local at = partition .. ':' .. offset
+  if known and known ~= '' then
+    if string.find(' ' .. known .. ' ', ' ' .. at .. ' ', 1, true) then return nil end
     at = known .. ' ' .. at
   end
-  call('HSET', K.task(id), 'p', at)
-  if ordered then call('ZADD', K.incomplete(queue .. ':' .. partition), offset, offset) end
+  if ordered then gather(incompletes, partition, offset, offset) end
+  return at
 end
 
 -- Ends of tasks. What waits for them is told in slices: at most BUDGET in one call, the rest by the fan list.
 local BUDGET = 200
+local MARKER_S = 86400
 local ended = {}
 
-local function queue_ended(id, ok, why)
-  ended[#ended + 1] = {id, ok, why}
-end
-
--- Bookkeeping that every end has in common. The caller has written state and value, and the outbox.
 local function end_task(id, queue, state, at)
-  call('LPUSH', K.done, id)
+  finished[#finished + 1] = id
   if state == 'F' then call('ZADD', K.failed, at, id) end
   count(K.queue(queue), state, 1)
-  local after = call('GET', K.after(id))
-  if after then
-    for _, on in ipairs(cmsgpack.unpack(after)) do
-      if call('EXISTS', K.task(on)) == 1 then call('HINCRBY', K.task(on), 'rd', -1) end
-    end
-    call('DEL', K.after(id))
-  end
-  call('PUBLISH', K.ended(id), state)
-  if call('EXISTS', K.dependents(id)) == 1 then queue_ended(id, state == 'S') end
 end
 
--- An end that no worker reports: expired, cancelled, poison, a failed dependency. Its entry goes to the outbox "~".
+-- It no longer needs what it waited for.
+local function let_go_of_dependencies(id)
+  local after = call('GET', K.after(id))
+  if not after then return end
+  for _, on in ipairs(cmsgpack.unpack(after)) do
+    if call('HINCRBY', K.task(on), 'rd', -1) <= 0 then
+      local s = call('HGET', K.task(on), 's')
+      if not s then call('DEL', K.task(on))
+      elseif s == 'm' then call('EXPIRE', K.task(on), MARKER_S) end
+    end
+  end
+  call('DEL', K.after(id))
+end
+
+local function notify(id)
+  for _, channel in ipairs(call('SMEMBERS', K.watchers(id))) do gather(notices, channel, id) end
+  call('DEL', K.watchers(id))
+end
+
+-- Tell everybody that this task concerns of its end. waited, depended, watched: its fields w, rd, wa.
+local function tell_end(id, queue, state, waited, depended, watched)
+  if waited then let_go_of_dependencies(id) end
+  if watched then notify(id) end
+  if depended then ended[#ended + 1] = {id, state == 'S', queue} end
+end
+
+-- An end that no worker reports: expired, cancelled, poison, a failed dependency. Its entry goes to an outbox of the scripts' own: "~", and
+-- for later generations "~1" and so on, as they may end at the same attempt.
 local function end_here(id, state, code, text)
-  local t = call('HMGET', K.task(id), 's', 'q', 'n', 'a', 'o', 'f', 'i', 'ts')
+  local t = call('HMGET', K.task(id), 's', 'q', 'n', 'a', 'o', 'f', 'i', 'ts', 'g', 'w', 'rd', 'wa')
   local at = now_ms()
+  local holder = '~' .. (t[9] or '')
   unschedule(id, t[1], t[2], t[5])
   local err = {type = code, message = text}
-  call('HSET', K.task(id), 's', state, 'tf', at)
+  call('HSET', K.task(id), 's', state, 'tf', at, 'e', holder)
   store_value(id, cjson.encode(err))
   local entry = {id = id, name = t[3], queue = t[2], outcome = state == 'C' and 'cancelled' or 'failed',
     attempt = tonumber(t[4]) or 0, failures = tonumber(t[6]) or 0, deaths = tonumber(t[7]) or 0,
     worker = t[5] or nil, error = err, sent = tonumber(t[8]) or 0, finished = at}
-  call('HSET', K.outbox('~'), id .. ':' .. (t[4] or 0), cjson.encode(entry))
-  call('SADD', K.orphans, '~')
+  call('HSET', K.outbox(holder), id .. ':' .. (t[4] or 0), cjson.encode(entry))
+  call('SADD', K.orphans, holder)
   end_task(id, t[2], state, at)
+  tell_end(id, t[2], state, t[10], t[11], t[12])
 end
 
 local function tell(dependent, id, ok)
@@ -148,26 +217,31 @@ local function tell(dependent, id, ok)
     call('ZREM', K.waiting, dependent)
     local due = tonumber(t[4]) or 0
     if due > now_ms() then to_scheduled(dependent, t[2], due)
-    else to_ready(dependent, t[2], t[3], call('INCR', K.sequence)) end
+    else to_ready(dependent, t[2], t[3], next_sequence()) end
   end
 end
 
-local function tell_dependents()
+-- The next end whose dependents must be told: of this call, or, where fan is true, of an earlier one that was cut off.
+local function next_ended(fan)
+  local e = table.remove(ended)
+  if e or not fan then return e end
+  local item = call('RPOP', K.fan)
+  return item and {string.sub(item, 2), string.sub(item, 1, 1) == '+'}
+end
+
+-- Returns whether there may be more to tell. Each item of the fan list: + or - for success, and the id.
+local function tell_dependents(fan)
   local left = BUDGET
-  while #ended > 0 do
-    local e = table.remove(ended)
-    while left > 0 do
-      local dependent = call('LPOP', K.dependents(e[1]))
-      if not dependent then break end
-      tell(dependent, e[1], e[2])
-      left = left - 1
+  local e = next_ended(fan)
+  while e do
+    local dependents = left > 0 and call('LPOP', K.dependents(e[1]), left) or {}
+    for _, dependent in ipairs(dependents) do tell(dependent, e[1], e[2]) end
+    left = left - #dependents
+    if left == 0 and call('EXISTS', K.dependents(e[1])) == 1 then
+      call('LPUSH', K.fan, (e[2] and '+' or '-') .. e[1])
+      if e[3] then wakes[e[3]] = true end
     end
-    if call('EXISTS', K.dependents(e[1])) == 1 then call('LPUSH', K.fan, e[1]) end
+    e = next_ended(fan and left > 0)
   end
-end
-
--- Go on with cascades that an earlier call cut off.
-local function continue_fan()
-  local id = call('RPOP', K.fan)
-  if id then queue_ended(id, call('HGET', K.task(id), 's') == 'S') end
+  return left == 0
 end

@@ -1,7 +1,7 @@
 -- End an incarnation and make its tasks ready again, at most 200 in one call.
 -- flags: allow-oom
 -- ARGV[2] {incarnation, counter, started, cause, max_deaths}: counter, the beat an observer saw last, or false where the
---   worker's own supervisor reports; started, ids that were running, or false where nobody knows; cause, text for the history.
+--   worker's own supervisor reports; started, ids that were running, or false where nobody knows; cause, text for the history; '' where it left in order.
 -- Reply OK {left, recovered}: left, how many it still holds: call again. ALIVE: it has beaten since.
 -- May be repeated: a task is recovered once, since its owner is gone afterwards.
 
@@ -14,7 +14,8 @@ local now = now_ms()
 local ran = {}
 for _, id in ipairs(started or {}) do ran[id] = true end
 
-if beat then
+if beat and cause == '' then call('HDEL', K.beats, inc)
+elseif beat then
   call('HDEL', K.beats, inc)
   local w = call('HGETALL', K.worker(inc))
   local record = {incarnation = inc, at = now, cause = cause, held = call('SCARD', K.held(inc)), ran = started or {}}

@@ -13,48 +13,48 @@ local now = now_ms()
 local answers, let_go, messages, entries, settled = {}, {}, {}, {}, {S = 0, F = 0, C = 0, R = 0}
 
 -- A cancelled task is ended by the take that would start it again: at once.
-local function settle_retry(id, t, value, delay)
+local function settle_retry(id, queue, value, delay)
   call('HINCRBY', K.task(id), 'f', 1)
   store_value(id, value)
-  to_scheduled(id, t[4], now + delay)
-  count(K.queue(t[4]), 'R', 1)
+  to_scheduled(id, queue, now + delay)
+  count(K.queue(queue), 'R', 1)
 end
 
-local function settle_final(id, t, kind, value)
-  if kind == 'S' then
-    messages[#messages + 1] = K.message(id)
+local function settle_final(id, key, t, kind, value)
+  local queue = t[4]
+  if kind == 'S' then messages[#messages + 1] = K.message(id) end
+  if #value <= 64 then
+    call('HSET', key, 's', kind, 'tf', now, 'r', value)
     if t[6] then call('DEL', K.result(id)) end
-  end
-  if #value <= 64 then call('HSET', K.task(id), 's', kind, 'tf', now, 'r', value)
   else
-    call('HSET', K.task(id), 's', kind, 'tf', now)
+    call('HSET', key, 's', kind, 'tf', now)
     store_value(id, value)
   end
-  end_task(id, t[4], kind, now)
+  end_task(id, queue, kind, now)
+  if t[7] or t[8] or t[9] then tell_end(id, queue, kind, t[7], t[8], t[9]) end
 end
 
 for i, item in ipairs(items) do
-  local id, attempt, kind, value, entry, delay = unpack(item)
-  local t = call('HMGET', K.task(id), 's', 'o', 'a', 'q', 'c', 'f')
+  local id, attempt, kind = item[1], item[2], item[3]
+  local key = K.task(id)
+  local t = call('HMGET', key, 's', 'o', 'a', 'q', 'c', 'f', 'w', 'rd', 'wa')
   if t[2] ~= inc or tonumber(t[3]) ~= attempt then answers[i] = 0
   elseif t[1] ~= 'p' then answers[i] = 2
   else
     let_go[#let_go + 1] = id
     entries[#entries + 1] = id .. ':' .. attempt
-    entries[#entries + 1] = entry
-    if kind == 'R' then settle_retry(id, t, value, t[5] and 0 or delay)
-    else settle_final(id, t, kind, value) end
+    entries[#entries + 1] = item[5]
+    if kind == 'R' then settle_retry(id, t[4], item[4], t[5] and 0 or item[6])
+    else settle_final(id, key, t, kind, item[4]) end
     settled[kind] = settled[kind] + 1
     answers[i] = 1
   end
 end
 
-if #let_go > 0 then
-  call('SREM', K.held(inc), unpack(let_go))
-  call('HSET', K.outbox(inc), unpack(entries))
-  if #messages > 0 then call('DEL', unpack(messages)) end
-  for kind, n in pairs(settled) do count(K.worker(inc), kind, n) end
-end
+variadic('SREM', K.held(inc), let_go)
+variadic('HSET', K.outbox(inc), entries)
+variadic('DEL', nil, messages)
+for kind, n in pairs(settled) do count(K.worker(inc), kind, n) end
 tell_dependents()
 finish_call()
 return reply('OK', answers)

@@ -1,7 +1,7 @@
 -- Give ready messages to an incarnation. The only script that raises an attempt.
 -- ARGV[2] {incarnation, number, most, queues, unknown_grace_ms}: number rises with each take; queues in the order to serve.
 -- Reply OK {tasks, next_due, more}: tasks {id, attempt, failures, deaths, raw, sent, queue, inputs, known}; next_due in ms from
---   now, or false; more, whether ready messages are left. STALE: a later take was seen.
+--   now, or false; more, whether there is more to do. STALE: a later take was seen. Of unreported lease ends, two are a death.
 -- May be repeated with the same number: the same tasks, as far as they are still the incarnation's.
 
 local why = refused()
@@ -9,7 +9,7 @@ if why then return reply(why) end
 local inc, number, most, queues, grace = A[1], A[2], A[3], A[4], A[5]
 if call('HEXISTS', K.beats, inc) == 0 then return reply('DEAD') end
 local now = now_ms()
-local tasks, given = {}, {}
+local tasks, given, ids, messages = {}, {}, {}, {}
 
 local function inputs_of(id)
   local after = call('GET', K.after(id))
@@ -21,18 +21,26 @@ local function inputs_of(id)
   return values
 end
 
-local function hand_over(id, attempt, t, known)
-  local raw = call('GET', K.message(id))
-  tasks[#tasks + 1] = {id, attempt, tonumber(t.f) or 0, tonumber(t.i) or 0, raw or '', tonumber(t.ts) or 0, t.q,
-    t['in'] and {t['in'], inputs_of(id)} or false, known}
-  return raw and #raw or 0
+local function read(key)
+  return call('HMGET', key, 's', 'n', 'q', 'a', 'f', 'i', 'ts', 'x', 'c', 'in', 'o', 'un', 'or')
 end
 
-local FIELDS = {'s', 'n', 'q', 'a', 'f', 'i', 'ts', 'x', 'c', 'in', 'o', 'un', 'due'}
-local function read(id)
-  local v, t = call('HMGET', K.task(id), unpack(FIELDS)), {}
-  for i, field in ipairs(FIELDS) do t[field] = v[i] end
-  return t
+-- The message is filled in afterwards, for all at once.
+local function hand_over(id, attempt, t, known)
+  messages[#messages + 1] = K.message(id)
+  local deaths = (tonumber(t[6]) or 0) + math.floor((tonumber(t[13]) or 0) / 2)
+  tasks[#tasks + 1] = {id, attempt, tonumber(t[5]) or 0, deaths, '', tonumber(t[7]) or 0, t[3],
+    t[10] and {t[10], inputs_of(id)} or false, known}
+end
+
+local function fill_in()
+  local n = 0
+  for i = 1, #messages, 2000 do
+    for _, raw in ipairs(call('MGET', unpack(messages, i, math.min(i + 1999, #messages)))) do
+      n = n + 1
+      tasks[n][5] = raw or ''
+    end
+  end
 end
 
 local last = call('GET', K.taken(inc))
@@ -41,14 +49,13 @@ if last then
   if last[1] > number then return reply('STALE') end
   if last[1] == number then
     for _, g in ipairs(last[2]) do
-      local t = read(g[1])
-      if t.s == 'p' and t.o == inc and tonumber(t.a) == g[2] then hand_over(g[1], g[2], t, g[3]) end
+      local t = read(K.task(g[1]))
+      if t[1] == 'p' and t[11] == inc and tonumber(t[4]) == g[2] then hand_over(g[1], g[2], t, g[3]) end
     end
+    fill_in()
     return reply('OK', tasks, false, true)
   end
 end
-
-continue_fan()
 
 local every = call('SISMEMBER', K.names(inc), '*') == 1
 local names = {}
@@ -58,51 +65,61 @@ local function knows(name)
   return names[name]
 end
 
+-- Whether a task of an unknown name is put off: somebody who knows it may come.
+local function put_off(id, key, since, queue)
+  if not since then call('HSET', key, 'un', now) end
+  since = tonumber(since) or now
+  local opened = tonumber(call('HGET', K.epoch, 'opened_at')) or 0
+  if now - math.max(since, opened) >= grace then return false end
+  uncount(id, queue)
+  to_scheduled(id, queue, now + math.min(30000, 250 + (now - since)))
+  return true
+end
+
+local others = {}
 local function give(id, queue)
-  local t = read(id)
-  if t.s ~= 'q' then return end
-  if t.x and tonumber(t.x) < now then
-    end_here(id, 'F', 'EXPIRED', 'not started before its expiry')
+  local key = K.task(id)
+  local t = read(key)
+  if t[1] ~= 'q' then return end
+  if t[8] and tonumber(t[8]) < now then
+    uncount(id, queue)
+    return end_here(id, 'F', 'EXPIRED', 'not started before its expiry')
+  end
+  if t[9] then
+    uncount(id, queue)
+    return end_here(id, 'C', 'CANCELLED', 'cancelled before it ran again')
+  end
+  local known = knows(t[2])
+  if not known and put_off(id, key, t[12], queue) then
+    others[queue] = true
     return
   end
-  if t.c then
-    end_here(id, 'C', 'CANCELLED', 'cancelled before it ran again')
-    return
-  end
-  local known = knows(t.n)
-  if not known then
-    local since = tonumber(t.un) or now
-    if not t.un then call('HSET', K.task(id), 'un', now) end
-    local opened = tonumber(call('HGET', K.epoch, 'opened_at')) or 0
-    if now - math.max(since, opened) < grace then
-      count(K.queue(queue), 'bytes', -call('STRLEN', K.message(id)))
-      to_scheduled(id, queue, now + math.min(30000, 250 + (now - since)))
-      return
-    end
-  end
-  local attempt = (tonumber(t.a) or 0) + 1
-  call('HSET', K.task(id), 's', 'p', 'a', attempt, 'o', inc, 'tt', now)
+  local attempt = (tonumber(t[4]) or 0) + 1
+  call('HSET', key, 's', 'p', 'a', attempt, 'o', inc, 'tt', now)
   given[#given + 1] = {id, attempt, known}
-  count(K.queue(queue), 'bytes', -hand_over(id, attempt, t, known))
+  ids[#ids + 1] = id
+  hand_over(id, attempt, t, known)
+end
+
+local function ready_what_is_due(queue)
+  local due = call('ZRANGEBYSCORE', K.scheduled(queue), '-inf', now, 'LIMIT', 0, math.max(most, 1))
+  for i, id in ipairs(due) do to_ready(id, queue, call('HGET', K.task(id), 'pr'), next_sequence(#due - i + 1)) end
+  variadic('ZREM', K.scheduled(queue), due)
+  write_lines()
 end
 
 local next_due, more = false, false
 for _, queue in ipairs(queues) do
   if not call('HGET', K.queue(queue), 'paused') then
-    local due = call('ZRANGEBYSCORE', K.scheduled(queue), '-inf', now, 'LIMIT', 0, math.max(most, 1))
-    for _, id in ipairs(due) do
-      call('ZREM', K.scheduled(queue), id)
-      to_ready(id, queue, call('HGET', K.task(id), 'pr'), call('INCR', K.sequence))
-    end
+    ready_what_is_due(queue)
     if #given < most then
       local popped = call('ZPOPMIN', K.ready(queue), most - #given)
       for i = 1, #popped, 2 do give(popped[i], queue) end
     end
-    wakes[queue] = nil
-    if call('EXISTS', K.ready(queue)) == 1 then
-      more = true
-      wakes[queue] = true
-    end
+    local left = call('EXISTS', K.ready(queue)) == 1
+    more = more or left
+    -- wake another: for what is left, and for a name that another may know
+    wakes[queue] = left or others[queue] or nil
     local first = call('ZRANGE', K.scheduled(queue), 0, 0, 'WITHSCORES')
     if first[2] then
       local wait = math.max(0, tonumber(first[2]) - now)
@@ -111,14 +128,10 @@ for _, queue in ipairs(queues) do
   end
 end
 
-if #given > 0 then
-  local ids = {}
-  for i, g in ipairs(given) do ids[i] = g[1] end
-  call('SADD', K.held(inc), unpack(ids))
-  call('SET', K.taken(inc), cmsgpack.pack({number, given}))
-elseif not last or last[1] < number then
-  call('SET', K.taken(inc), cmsgpack.pack({number, {}}))
-end
-tell_dependents()
+fill_in()
+for _, task in ipairs(tasks) do count(K.queue(task[7]), 'bytes', -#task[5]) end
+variadic('SADD', K.held(inc), ids)
+call('SET', K.taken(inc), cmsgpack.pack({number, given}))
+more = tell_dependents(true) or more
 finish_call()
 return reply('OK', tasks, next_due, more)

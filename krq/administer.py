@@ -1,0 +1,63 @@
+"""The write side for operators: cancel, run again, pause, purge."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from krq import events, message
+from krq.brokers.base import Broker, Outgoing
+from krq.config import Config
+from krq.errors import BrokerConnectionError, OptionError, TaskNotFound
+from krq.events import Entry
+from krq.info import TaskInfo
+from krq.message import Message
+from krq.outcome import ErrorInfo
+from krq.states import TaskStatus
+from krq.store.client import Store
+from krq.store.scripts import Script
+
+
+def cancel(config: Config, store: Store, broker: Broker, task_id: str) -> bool:
+    """Write the wish to the log, then end the task or tell its worker. False: it had ended."""
+    with store.plain() as redis:
+        if not redis.exists(store.keys("task", task_id)):
+            raise TaskNotFound(f"No task {task_id!r} is known")
+    entry = Entry(id=task_id, outcome="cancel", error=ErrorInfo("CANCELLED", "asked for"), finished=time.time_ns() // 1_000_000)
+    answer = broker.publish([Outgoing(config.events_topic, events.encode_page([events.encode_entry(entry)]))], config.send_timeout)[0]
+    if isinstance(answer, Exception):
+        raise BrokerConnectionError(f"The log did not take the cancellation: {answer}") from answer
+    state = store.call(Script.CANCEL, [task_id])[0][0]
+    return state in ("C", "p", "m")
+
+
+def again(config: Config, info: TaskInfo, raw: bytes | None) -> tuple[str, Message, bytes]:
+    """A failed or cancelled task as a message of the next generation, with its queue."""
+    if info.status not in (TaskStatus.FAILED, TaskStatus.CANCELLED):
+        raise OptionError(f"Task {info.id} is {info.status}", cure="Only failed and cancelled tasks can be retried.")
+    if raw is None:
+        raise OptionError(f"The message of task {info.id} is gone", cure="Send it anew.")
+    # unknown fields are kept: only what changes is replaced
+    fields = msgspec.json.decode(raw)
+    fields["task-id"] = info.id
+    fields["generation"] = fields.get("generation", 0) + 1
+    fields.pop("eta", None)
+    fields.pop("expires", None)
+    encoded = msgspec.json.encode(fields)
+    return info.queue, message.decode(encoded, max_bytes=config.max_message_bytes + 4096, max_depth=config.max_depth), encoded
+
+
+def control(store: Store, queue: str, *, paused: bool) -> None:
+    """Pause or resume a queue."""
+    store.call(Script.CONTROL, queue, paused)
+
+
+def purge(store: Store, queue: str) -> int:
+    """Drop what is scheduled, slice by slice, and let intake drop the backlog. Returns how many were scheduled."""
+    total, before = 0, False
+    while True:
+        dropped, before = store.call(Script.PURGE, queue, before)
+        total += dropped
+        if not dropped:
+            return total

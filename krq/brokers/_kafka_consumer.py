@@ -1,0 +1,289 @@
+"""Reading queues from Kafka as a member of a consumer group."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import kafka.errors as kafka_errors
+from kafka import TopicPartition
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.structs import OffsetAndMetadata
+
+from krq.brokers._kafka_admin import Admin
+from krq.brokers._kafka_clients import CLIENT_FAILURES, HEADROOM, Clients
+from krq.brokers.base import Batch, Incoming
+from krq.errors import AppClosed, ConfigError, KafkaConnectionError
+
+_log = logging.getLogger("krq.broker")
+_T = TypeVar("_T")
+_ASK = 5.0  # seconds for a question to the broker
+_OPEN = 10.0  # seconds for connecting
+_COMMIT = 2.0  # seconds for a commit
+_LEAVE = 2.0  # seconds for leaving the group
+_REFRESH = 1.0  # seconds for fresh metadata
+
+#: shared by all records without headers; read only
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+class KafkaGroupConsumer:
+    """``Consumer`` of an ordered broker. One thread only; connects at its first call that needs the broker.
+
+    A partition that was lost and came back is neither paused nor where ``seek`` put it: it starts at the committed offset.
+    """
+
+    def __init__(self, clients: Clients, admin: Admin, topics: Sequence[str], group: str, member: str) -> None:
+        self._clients = clients
+        self._admin = admin
+        self._topics = list(topics)
+        self._group = group
+        self._member = member
+        self._pid = os.getpid()
+        self._closed = False
+        self._client: Any = None
+        self._cluster: Any = None
+        self._generation: Any = None
+        self._expected: dict[TopicPartition, int] = {}
+        self._ids: dict[str, str] = {}
+
+    def poll(self, timeout: float) -> list[Batch]:
+        """See ``Consumer.poll``."""
+        polled = self._ask(lambda client: client.poll(timeout_ms=max(0, int(timeout * 1000))), opening=timeout)
+        mine = self._client.assignment()
+        moved = self._follow(mine)
+        found = [self._batch(at, records, moved) for at, records in polled.items() if records and at in mine]
+        return [batch for batch in found if batch is not None]
+
+    def assigned(self) -> frozenset[tuple[str, int]]:
+        """See ``Consumer.assigned``."""
+        if self._client is None:
+            return frozenset()
+        return frozenset((at.topic, at.partition) for at in self._client.assignment())
+
+    def position(self, topic: str, partition: int) -> int | None:
+        """See ``Consumer.position``. Known without asking, once something was polled or sought."""
+        at = TopicPartition(topic, partition)
+        if not self._has(at):
+            return None
+        if at not in self._expected:
+            found = self._ask(lambda client: client.position(at, timeout_ms=int(_ASK * 1000)))
+            if found is None:
+                return None
+            self._expected[at] = found
+        return self._expected[at]
+
+    def start(self, topic: str, partition: int) -> int:
+        """See ``Consumer.start``."""
+        at = TopicPartition(topic, partition)
+        committed = self._ask(lambda client: client.committed(at, timeout_ms=int(_ASK * 1000)))
+        return committed if committed is not None and committed >= 0 else self.bounds(topic, partition)[0]
+
+    def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """See ``Consumer.bounds``."""
+        at = TopicPartition(topic, partition)
+        first = self._ask(lambda client: client.beginning_offsets([at], timeout_ms=int(_ASK * 1000)))
+        last = self._ask(lambda client: client.end_offsets([at], timeout_ms=int(_ASK * 1000)))
+        return first[at], last[at]
+
+    def seek(self, topic: str, partition: int, offset: int) -> None:
+        """See ``Consumer.seek``."""
+        at = TopicPartition(topic, partition)
+        if self._has(at):
+            self._client.seek(at, offset)
+            self._expected[at] = offset
+
+    def pause(self, topic: str, partition: int) -> None:
+        """See ``Consumer.pause``."""
+        at = TopicPartition(topic, partition)
+        if self._has(at):
+            self._client.pause(at)
+
+    def resume(self, topic: str, partition: int) -> None:
+        """See ``Consumer.resume``."""
+        at = TopicPartition(topic, partition)
+        if self._has(at):
+            self._client.resume(at)
+
+    def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        """See ``Consumer.commit``."""
+        if self._client is None or self._closed:
+            return
+        mine = self._client.assignment()
+        wanted = {
+            TopicPartition(*at): OffsetAndMetadata(offset, "", -1)
+            for at, offset in offsets.items()
+            if TopicPartition(*at) in mine
+        }
+        if not wanted:
+            return
+        try:
+            self._client.commit(wanted, timeout_ms=int(_COMMIT * 1000))
+        except CLIENT_FAILURES as error:
+            _log.debug("commit of %d partitions left to a later one: %s", len(wanted), error)
+
+    def close(self) -> None:
+        """See ``Consumer.close``. Takes 2 s at most where the broker does not answer."""
+        if self._closed:
+            return
+        self._closed = True
+        self._discard()
+
+    def _has(self, at: TopicPartition) -> bool:
+        return bool(self._client is not None and at in self._client.assignment())
+
+    def _ask(self, work: Callable[[Any], _T], opening: float = _OPEN) -> _T:
+        """Do something with the client; what fails is a ``KafkaConnectionError``, and a dead client is replaced."""
+        if self._closed:
+            raise AppClosed("This consumer was closed")
+        if os.getpid() != self._pid:
+            raise AppClosed("A Kafka consumer can't be used in a forked process")
+        try:
+            if self._client is None:
+                self._open(max(opening, 0.1))
+            return work(self._client)
+        except KafkaConnectionError:
+            raise
+        except kafka_errors.KafkaError as error:
+            raise self._clients.gone(error) from error
+        except (OSError, RuntimeError) as error:
+            self._discard()
+            raise self._clients.gone(error) from error
+
+    def _open(self, timeout: float) -> None:
+        self._clients.probe(timeout)
+        try:
+            self._admin.ensure(self._topics, _OPEN)
+        except ConfigError as error:
+            _log.warning("%s", error)
+        config = self._clients.config
+        client, net = self._clients.consumer(
+            _OPEN,
+            client_id=self._member,
+            group_id=self._group,
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+            partition_assignment_strategy=[CooperativeStickyAssignor],
+            max_poll_records=2000,
+            max_poll_interval_ms=60_000,
+            session_timeout_ms=10_000,
+            heartbeat_interval_ms=3_000,
+            fetch_max_wait_ms=200,
+            fetch_max_bytes=32 * 1024 * 1024,
+            max_partition_fetch_bytes=max(1024 * 1024, config.max_message_bytes + 2 * HEADROOM),
+            request_timeout_ms=30_000,
+            metadata_max_age_ms=30_000,
+        )
+        client.subscribe(self._topics)
+        self._client, self._cluster = client, net.cluster
+        self._expected.clear()
+
+    def _discard(self) -> None:
+        client, self._client, self._cluster = self._client, None, None
+        self._expected.clear()
+        if client is None or os.getpid() != self._pid:
+            return
+        try:
+            client.close(autocommit=False, timeout_ms=int(_LEAVE * 1000))
+        except CLIENT_FAILURES as error:
+            _log.debug("closing a consumer: %s", error)
+
+    def _follow(self, mine: set[TopicPartition]) -> bool:
+        """Drop what is known of lost partitions. True when the group was dealt anew since the last poll."""
+        for at in self._expected.keys() - mine:
+            del self._expected[at]
+        generation = self._client.group_metadata()[1:3]
+        moved, self._generation = bool(generation != self._generation), generation
+        return moved
+
+    def _batch(self, at: TopicPartition, records: Sequence[Any], moved: bool) -> Batch | None:
+        """The batch of these records; None when they belong to a topic that was made anew."""
+        first = records[0].offset
+        expected = self._expected.get(at)
+        if expected is not None and first != expected and not moved:
+            self._refresh()
+            if first > expected:
+                first = self._gap(at, expected, first)
+        topic_id = self._topic_id(at.topic)
+        known = self._ids.setdefault(at.topic, topic_id)
+        if topic_id != known:
+            self._begin_anew(at.topic, topic_id)
+            return None
+        following = max(records[-1].offset + 1, self._after(at, records[-1].offset + 1))
+        self._expected[at] = following
+        incoming = [
+            Incoming(each.offset, max(each.timestamp, 0), each.value or b"", headers_of(each.headers)) for each in records
+        ]
+        return Batch(at.topic, at.partition, topic_id, first, following, incoming)
+
+    def _gap(self, at: TopicPartition, expected: int, first: int) -> int:
+        """The fetch position before ``first``: ``expected`` (compaction, transaction markers) unless the log was cut."""
+        try:
+            begin = int(self._client.beginning_offsets([at], timeout_ms=int(_ASK * 1000))[at])
+        except kafka_errors.KafkaError:
+            return first
+        return expected if begin <= expected else min(begin, first)
+
+    def _after(self, at: TopicPartition, following: int) -> int:
+        """The fetch position, which markers of transactions may have moved on."""
+        if self._client.highwater(at) == following:
+            return following
+        try:
+            return int(self._client.position(at, timeout_ms=0) or following)
+        except kafka_errors.KafkaError:
+            return following
+
+    def _topic_id(self, topic: str) -> str:
+        found = self._cluster.topic_id(topic)
+        return str(found) if found is not None else self._ids.get(topic, "")
+
+    def _begin_anew(self, topic: str, topic_id: str) -> None:
+        _log.warning("topic %s was deleted and made again: reading it from its start", topic)
+        self._ids[topic] = topic_id
+        for at in self._client.assignment():
+            if at.topic == topic:
+                self._client.seek_to_beginning(at)
+                self._expected.pop(at, None)
+
+    def _refresh(self) -> None:
+        """Wait a moment for fresh metadata: a jump of offsets may mean another topic."""
+        fresh = threading.Event()
+        future = self._cluster.request_update()
+        future.add_both(lambda _: fresh.set())
+        fresh.wait(_REFRESH)
+
+
+def headers_of(headers: Sequence[tuple[str, bytes | None]]) -> Mapping[str, str]:
+    if not headers:
+        return NO_HEADERS
+    return {name: (value or b"").decode(errors="replace") for name, value in headers}
+
+
+def read_newest(clients: Clients, bounds: Mapping[TopicPartition, tuple[int, int]], limit: int) -> list[Any]:
+    """The newest ``limit`` records of some partitions, oldest first, by a consumer that joins no group."""
+    wanted = {at: (max(first, last - limit), last) for at, (first, last) in bounds.items() if last > first}
+    if not wanted or limit <= 0:
+        return []
+    client, _ = clients.consumer(_OPEN, group_id=None, auto_offset_reset="earliest", enable_auto_commit=False)
+    found: list[Any] = []
+    try:
+        client.assign(list(wanted))
+        for at, (first, _last) in wanted.items():
+            client.seek(at, first)
+        deadline = time.monotonic() + _OPEN
+        while time.monotonic() < deadline and any(
+            (client.position(at, timeout_ms=100) or 0) < last for at, (_, last) in wanted.items()
+        ):
+            for records in client.poll(timeout_ms=200).values():
+                found.extend(records)
+    except CLIENT_FAILURES as error:
+        raise clients.gone(error) from error
+    finally:
+        client.close(autocommit=False, timeout_ms=int(_LEAVE * 1000))
+    found.sort(key=lambda each: (each.timestamp, each.partition, each.offset))
+    return found[-limit:]

@@ -1,0 +1,314 @@
+"""KRQ, the facade: the table of contents of the system.
+
+    define   task, registry, handle              what users write
+    send     submitter → broker → admit          the log first, then the schedule
+    run      worker.supervisor → child → engine  take, run, settle, log
+    look     inspector, waiter                   what is where, and the end of it
+    extend   hooks, modules                      retries and whatever users add
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar, Unpack, overload
+
+import msgspec
+
+from krq import administer, brokers, config, ids
+from krq import modules as default_modules
+from krq.config import Config, Settings
+from krq.errors import AppClosed, ArgumentError, OptionError, ResultTimeout, TaskCancelled, TaskFailed, TaskNotFound
+from krq.events import DeadLetter
+from krq.handle import TaskHandle
+from krq.hooks import Module
+from krq.info import Stats, TaskInfo, WorkerFailure, WorkerInfo
+from krq.inspector import Inspector
+from krq.registry import CatchAll, Registry
+from krq.states import TaskStatus
+from krq.store.client import Store
+from krq.store.waiter import Future, Waiter
+from krq.submitter import Submitter, check_options
+from krq.task import Call, Task
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Clients(NamedTuple):
+    """What holds connections; belongs to one process."""
+
+    pid: int
+    store: Store
+    broker: brokers.Broker
+    submitter: Submitter
+    waiter: Waiter
+    inspector: Inspector
+
+
+class _WorkerSetup(NamedTuple):
+    """What ``config_worker`` chose."""
+
+    inbox: str | None = None
+    worker_id: str | None = None
+    queues: Sequence[str] | None = None
+
+
+class KRQ:
+    """A task queue: define tasks on it, send them, run workers for them, look at them.
+
+    ``broker`` is the log, ``backend`` the schedule and the results; see ``krq.config.Config`` for both, for all
+    ``settings`` and for the environment variables behind them. ``modules``: None for the usual ones. Making one connects
+    to nothing; the first use does. Thread-safe; after a fork the child makes connections of its own.
+    """
+
+    def __init__(self, broker: str | None = None, backend: str | None = None, namespace: str | None = None,
+                 modules: Sequence[Module] | None = None, **settings: Unpack[Settings]) -> None:
+        self.config: Config = config.load({"broker": broker, "backend": backend, "namespace": namespace, **settings})
+        self.registry = Registry()
+        self.modules = list(default_modules.default() if modules is None else modules)
+        brokers.check(self.config)
+        self._setup = _WorkerSetup()
+        self._made: _Clients | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    # --- define ------------------------------------------------------------------------------
+
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(self, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    def task(self, function: Callable[P, R] | None = None, /, **options: Any) -> Task[P, R] | Callable[[Callable[P, R]], Task[P, R]]:
+        """Register a function, ``def`` or ``async def``, as a task.
+
+        Options: ``name`` (default: the function's), ``queue``, ``priority``, ``expires``, and those of the modules, such as
+        ``retries`` and ``backoff``. Raises ``OptionError`` for others, ``DuplicateTask`` for a name in use.
+        """
+        check_options(options, self.modules, of_task=True)
+
+        def register(function: Callable[P, R]) -> Task[P, R]:
+            settings = {name: value for name, value in options.items() if name != "name"}
+            task = Task(self, function, options.get("name") or function.__name__, settings)
+            for module in self.modules:
+                module.check(task)
+            self.registry.add(task)
+            return task
+
+        return register if function is None else register(function)
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise ``OptionError`` when these are no options of a call."""
+        check_options(options, self.modules, of_task=False)
+
+    # --- send --------------------------------------------------------------------------------
+
+    def submit(self, task: str, /, *args: Any, **kwargs: Any) -> TaskHandle[Any]:
+        """Send a task by name; works where the function is not importable. Returns when the log has it (acks=all).
+
+        Raises ``ArgumentError``, ``NotSerializable``, ``MessageTooLarge``, ``MessageInvalid`` or another
+        ``SubmissionError``: it was not sent. ``SubmissionTimeout``: unknown; sending again with the error's ``task_id`` is
+        safe. ``KafkaConnectionError``/``RedisConnectionError``: the log is away; it was not sent.
+        """
+        return self.send_calls([Call(task, args, kwargs, self.registry.get(task))])[0]
+
+    def submit_many(self, tasks: Sequence[Mapping[str, Any]]) -> list[TaskHandle[Any]]:
+        """Send several: ``[{"task": name, "args": [...], "kwargs": {...}, "options": {...}}, …]``, as one batch.
+
+        All are checked before the first is sent. Not atomic: ``BatchError`` says which were not confirmed.
+        """
+        return self.send_calls([self._call(fields) for fields in tasks])
+
+    def send_task(self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, /, **options: Any) -> str:
+        """Send a task by name with a list of arguments; returns its id. Raises as ``submit``."""
+        if isinstance(args, str | bytes) or not isinstance(args, Sequence):
+            raise ArgumentError(f"args={args!r} of {name!r} is no list")
+        self.check_options(options)
+        return self.send_calls([Call(name, args, kwargs or {}, self.registry.get(name), options)])[0].id
+
+    def send_calls(self, calls: Sequence[Call]) -> list[TaskHandle[Any]]:
+        """Send calls as one batch: what all the other ways to send come to."""
+        if not calls:
+            return []
+        return [TaskHandle(task_id, self) for task_id in self._clients.submitter.send(calls)]
+
+    def _call(self, fields: Mapping[str, Any]) -> Call:
+        unknown = set(fields) - {"task", "args", "kwargs", "options"}
+        if "task" not in fields or unknown:
+            raise OptionError(f"{dict(fields)!r} is no task to submit", cure='Give {"task": name, "args": [...], "kwargs": {...}, "options": {...}}.')
+        options = fields.get("options", {})
+        self.check_options(options)
+        return Call(fields["task"], fields.get("args", ()), fields.get("kwargs", {}), self.registry.get(fields["task"]), options)
+
+    # --- look --------------------------------------------------------------------------------
+
+    def handle(self, task_id: str) -> TaskHandle[Any]:
+        """A handle of a task that was sent elsewhere."""
+        return TaskHandle(ids.check_task_id(task_id), self)
+
+    def status(self, task_id: str | TaskHandle[Any]) -> TaskInfo:
+        """A task as it stands. Raises ``TaskNotFound``."""
+        info = self._clients.inspector.infos([str(task_id)])[0]
+        if info is None:
+            raise TaskNotFound(f"No task {str(task_id)!r} is known")
+        return info
+
+    def result(self, task_id: str | TaskHandle[Any], timeout: float | None = None) -> Any:
+        """Wait for the end and return the result; see ``TaskHandle.result``."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        future = self._clients.waiter.futures([str(task_id)])[0]
+        try:
+            future.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except TimeoutError as error:
+            if future.done():
+                raise
+            self._clients.waiter.drop(str(task_id), future)
+            raise ResultTimeout(f"Task {task_id} did not end within {timeout} s; it is {self.status(task_id)}") from error
+        return self._outcome(str(task_id))
+
+    async def aresult(self, task_id: str | TaskHandle[Any], timeout: float | None = None) -> Any:
+        """``result`` for coroutines: waits without blocking the event loop."""
+        futures: list[Future] = await asyncio.to_thread(self._clients.waiter.futures, [str(task_id)])
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(futures[0]), timeout)
+        except TimeoutError as error:
+            self._clients.waiter.drop(str(task_id), futures[0])
+            raise ResultTimeout(f"Task {task_id} did not end within {timeout} s") from error
+        return await asyncio.to_thread(self._outcome, str(task_id))
+
+    def _outcome(self, task_id: str) -> Any:
+        info = self.status(task_id)
+        if info.status is TaskStatus.SUCCESS:
+            return info.result
+        if info.status is TaskStatus.CANCELLED:
+            raise TaskCancelled(f"Task {task_id} was cancelled")
+        assert info.error is not None
+        raise TaskFailed(task_id, info.error.type, info.error.message, info.error.traceback)
+
+    def tasks(self, status: TaskStatus | str | None = None, name: str | None = None, limit: int = 100) -> list[TaskInfo]:
+        """At most ``limit`` tasks of a status (None: any) and a name; bounded work, never a scan of all."""
+        return self._clients.inspector.tasks(None if status is None else TaskStatus(status), name, limit)
+
+    def workers(self) -> list[WorkerInfo]:
+        """The live workers with their slots, totals and last heartbeat."""
+        return self._clients.inspector.workers()
+
+    def failures(self, limit: int = 100) -> list[WorkerFailure]:
+        """Deaths of workers, the latest first."""
+        return self._clients.inspector.failures(limit)
+
+    def stats(self) -> Stats:
+        """Numbers of each queue and of all."""
+        return self._clients.inspector.stats()
+
+    def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        """Messages that could not be run, with the reason and the original bytes, the latest first."""
+        return self._clients.inspector.dead(limit)
+
+    # --- act ---------------------------------------------------------------------------------
+
+    def cancel(self, task_id: str | TaskHandle[Any]) -> bool:
+        """End a task that has not started, tell a running one to stop. False: it had ended. Raises ``TaskNotFound``."""
+        return administer.cancel(self.config, self._clients.store, self._clients.broker, str(task_id))
+
+    def retry(self, task_id: str | TaskHandle[Any]) -> TaskHandle[Any]:
+        """Run a failed or cancelled task again under its id, with all its retries. Raises ``TaskNotFound``, ``OptionError``."""
+        info = self.status(task_id)
+        raw = self._clients.inspector.message(info.id)
+        self._clients.submitter.publish([administer.again(self.config, info, raw)])
+        return TaskHandle(info.id, self)
+
+    def pause(self, queue: str) -> None:
+        """Workers take nothing more of a queue until ``resume``; what runs goes on."""
+        administer.control(self._clients.store, ids.check_queue(queue), paused=True)
+
+    def resume(self, queue: str) -> None:
+        """Undo ``pause``."""
+        administer.control(self._clients.store, ids.check_queue(queue), paused=False)
+
+    def purge(self, queue: str) -> int:
+        """Drop all that is ready or scheduled in a queue, and its backlog in the log. Returns how many were in the schedule."""
+        return administer.purge(self._clients.store, ids.check_queue(queue))
+
+    def clear(self) -> int:
+        """Purge every queue. What runs goes on. Returns how many tasks were dropped from the schedule."""
+        return sum(self.purge(queue) for queue in self._clients.inspector.queues())
+
+    # --- run ---------------------------------------------------------------------------------
+
+    def config_worker(self, group_id: str | None = None, topic: str | None = None, worker_id: str | None = None,
+                      queues: Sequence[str] | None = None) -> None:
+        """Say what ``run`` shall be: ``topic`` is this worker's own inbox, served beside the shared ``queues``.
+
+        ``group_id``: consumer group, ``worker_id``: its name (default host-pid), ``queues``: default the app's queue and
+        those of its tasks.
+        """
+        if group_id is not None:
+            self.config = msgspec.structs.replace(self.config, group=group_id)
+        self._setup = _WorkerSetup(topic and ids.check_queue(topic), worker_id and ids.check_task_id(worker_id), queues)
+
+    def run(self, task_func: CatchAll | None = None, processes: int = 1) -> None:
+        """Work until SIGTERM or SIGINT; a second signal ends it at once. From the main thread.
+
+        ``task_func(task_type, args)`` serves the names nobody registered. Forks ``processes`` children that run the tasks.
+        Raises ``WorkerInitializationError`` or ``WorkerRecoveryError``.
+        """
+        from krq import work
+
+        if task_func is not None:
+            self.registry.catch_all = task_func
+        self.close(forever=False)
+        work.run(self, self.served_queues, self._setup.worker_id or ids.default_worker_id(), processes)
+
+    @property
+    def served_queues(self) -> list[str]:
+        """The queues that ``run`` serves: the own inbox first, then the shared ones."""
+        shared = self._setup.queues or [self.config.queue, *(t.settings["queue"] for t in self.registry if "queue" in t.settings)]
+        return list(dict.fromkeys([*([self._setup.inbox] if self._setup.inbox else []), *map(ids.check_queue, shared)]))
+
+    # --- clients -----------------------------------------------------------------------------
+
+    @property
+    def _clients(self) -> _Clients:
+        made = self._made
+        if made is not None and made.pid == os.getpid():
+            return made
+        if self._closed:
+            raise AppClosed("This app was closed")
+        if made is not None:  # forked: what belongs to the parent is left alone
+            self._lock = threading.Lock()
+        with self._lock:
+            if self._made is None or self._made.pid != os.getpid():
+                self._made = self._connect()
+            return self._made
+
+    def _connect(self) -> _Clients:
+        store = Store(self.config)
+        broker = brokers.make(self.config)
+        waiter = Waiter(store)
+        atexit.register(waiter.close)
+        return _Clients(os.getpid(), store, broker, Submitter(self.config, broker, store, self.modules), waiter,
+                        Inspector(self.config, store, broker))
+
+    def close(self, *, forever: bool = True) -> None:
+        """Let go of all connections; whoever waits for a result gets ``AppClosed``. May be repeated."""
+        self._closed = self._closed or forever
+        with self._lock:
+            made, self._made = self._made, None
+        if made is not None and made.pid == os.getpid():
+            made.waiter.close()
+            made.broker.close()
+            made.store.close()
+
+    def __enter__(self) -> KRQ:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<KRQ {self.config.namespace!r} on {config.mask(self.config.broker)} and {config.mask(self.config.backend)}>"

@@ -1,0 +1,83 @@
+"""The seam for modules: what one may hook into, and what it gets to see.
+
+A module is one object with some of these methods. Policies (``submit``, ``outcome``) decide: when one
+raises, what it was asked about does not happen. Observers (all others) may fail; that is logged and
+changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from krq.message import Message
+from krq.outcome import Outcome
+
+if TYPE_CHECKING:
+    from krq.task import Task
+
+
+class Attempt(msgspec.Struct, kw_only=True, dict=False):
+    """One attempt, as modules and the running function see it."""
+
+    message: Message
+    id: str
+    number: int
+    """1, 2, …: the fencing token within an epoch"""
+    epoch: int
+    failures: int
+    deaths: int
+    queue: str
+    worker: str
+    task: Task[..., Any] | None
+    """None where nobody registered the name and a catch-all function serves it"""
+    sent: float
+    """Unix seconds"""
+
+    @property
+    def fence(self) -> tuple[int, int]:
+        """Rises with each attempt, also when Redis lost all it knew. Hand it to stores that compare."""
+        return (self.epoch, self.number)
+
+
+class Module:
+    """Base of all modules: every hook does nothing."""
+
+    #: options of ``@app.task`` and ``.options()`` that belong to this module, with their types
+    options: Mapping[str, Any] = {}
+
+    def check(self, task: Task[..., Any]) -> None:
+        """A task was registered: raise ``OptionError`` when the options make no sense together."""
+
+    def submit(self, message: Message, options: Mapping[str, Any]) -> Message:
+        """A message is about to be published: return it, or another, or raise a ``SubmissionError``."""
+        return message
+
+    def outcome(self, attempt: Attempt, outcome: Outcome) -> Outcome:
+        """An attempt has ended: return its outcome, or another. Called in the slot that ran it."""
+        return outcome
+
+    def started(self, attempt: Attempt) -> None:
+        """An attempt begins. Called in its slot."""
+
+    def ended(self, attempt: Attempt, outcome: Outcome) -> None:
+        """An attempt has ended with what the policies made of it. Called in its slot."""
+
+    def worker_started(self, worker_id: str) -> None:
+        """A worker child is ready to take. Called in its main thread."""
+
+    def worker_stopping(self, worker_id: str) -> None:
+        """A worker child takes no more. Called in its main thread."""
+
+    def tick(self, now: float) -> None:
+        """About once a second in every worker child, in its main thread. ``now``: Unix seconds."""
+
+
+def known_options(modules: Iterable[Module]) -> dict[str, Any]:
+    """All options that the modules own, with their types."""
+    options: dict[str, Any] = {}
+    for module in modules:
+        options.update(module.options)
+    return options

@@ -1,0 +1,11 @@
+"""Capabilities that can be left out: each is one file on the hooks of ``krq.hooks``."""
+
+from __future__ import annotations
+
+from krq.hooks import Module
+from krq.modules.retries import Retries
+
+
+def default() -> list[Module]:
+    """What ``KRQ(modules=None)`` uses."""
+    return [Retries()]

@@ -1,0 +1,63 @@
+"""Start a worker: check that its servers are there, say what it serves, hand over to the supervisor."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from krq import brokers
+from krq.errors import KRQError, OptionError, WorkerInitializationError
+from krq.store.client import Store
+from krq.worker.child import Spec
+from krq.worker.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from krq.core import KRQ
+
+log = logging.getLogger("krq.worker")
+
+#: seconds that a worker waits for its servers at the start
+PATIENCE = 30.0
+
+
+def run(app: KRQ, queues: Sequence[str], worker_id: str, processes: int = 1) -> None:
+    """Run a worker in this process and its children until it is stopped."""
+    from krq import logs
+
+    if processes < 1:
+        raise OptionError(f"processes={processes} must be at least 1")
+    if not len(app.registry) and app.registry.catch_all is None:
+        raise WorkerInitializationError("No task is registered", cure="Decorate functions with @app.task, or pass task_func to run().")
+    logs.configure()
+    wait_for_servers(app)
+    log.info("worker %s: %s, queues %s; tasks %s", worker_id, app, ", ".join(queues), ", ".join(app.registry.names))
+    spec = Spec(app.config, app.registry, app.modules, queues, brokers.make)
+    Supervisor(spec, worker_id, processes).run()
+
+
+def wait_for_servers(app: KRQ) -> None:
+    """Reach Redis and the broker, or raise ``WorkerInitializationError`` with what is wrong. Leaves no connection behind."""
+    deadline = time.monotonic() + PATIENCE
+    told = False
+    while True:
+        try:
+            _reach(app)
+            return
+        except KRQError as error:
+            if not isinstance(error, ConnectionError) or time.monotonic() > deadline:
+                raise WorkerInitializationError(str(error)) from error
+            if not told:
+                log.warning("waiting for the servers: %s", error)
+            told = True
+            time.sleep(0.5)
+
+
+def _reach(app: KRQ) -> None:
+    store = Store(app.config)
+    try:
+        store.check()
+    finally:
+        store.close()
+    brokers.probe(app.config)

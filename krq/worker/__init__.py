@@ -1,0 +1,1 @@
+"""The worker: a supervisor that runs no task, and children that do."""

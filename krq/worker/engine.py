@@ -1,0 +1,224 @@
+"""The core of a worker, without I/O: replies, outcomes and the clock go in; what to send comes out.
+
+The shell around it (``child.py``) owns threads and clients. So can a simulator, which drives many
+engines through any schedule against the real scripts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from krq.message import Message
+
+#: most tasks that one script call takes or settles
+MAX_BATCH = 500
+#: seconds of measured run time that a worker takes ahead of its slots
+AHEAD = 0.020
+#: seconds without any progress after which tasks that wait for a slot are given back
+MOMENT = 0.25
+
+
+class Held(msgspec.Struct, kw_only=True, eq=False):
+    """A message this incarnation has taken and not settled."""
+
+    id: str
+    attempt: int
+    failures: int
+    deaths: int
+    raw: str
+    sent: int
+    queue: str
+    inputs: Sequence[Any] | None
+    """("prepend" or "list", JSON results of what it waited for)"""
+    known: bool
+    """False: no worker knows the name, and it has waited long enough"""
+    message: Message | None = None
+    started: int = 0
+    """Unix milliseconds, 0 while it waits for a slot"""
+    context: Any = None
+    """the running context, for telling it to stop"""
+
+
+class Settle(NamedTuple):
+    """The end of an attempt, as the store gets it."""
+
+    held: Held
+    kind: str
+    """S success, F failed, C cancelled, R retry"""
+    value: str
+    """JSON of the result or the error"""
+    entry: str
+    """JSON for the log"""
+    delay: int = 0
+    """milliseconds until the next attempt"""
+    letter: bytes | None = None
+    """a dead letter to publish"""
+
+    def packed(self) -> tuple[str, int, str, str, str, int]:
+        """The arguments of settle.lua."""
+        return (self.held.id, self.held.attempt, self.kind, self.value, self.entry, self.delay)
+
+
+class Turn(NamedTuple):
+    """What to send in one round trip. Sent again as it is when the answer is lost."""
+
+    settles: list[Settle]
+    releases: list[tuple[str, int]]
+    take: int
+    """most messages wanted; 0: none"""
+    number: int
+    """of the take"""
+
+
+class Load(NamedTuple):
+    """How the slots stand."""
+
+    queued: int
+    """taken, waiting for a slot"""
+    busy: int
+    """slots that run something"""
+
+
+class Engine:
+    """Decides what to take, what to settle and what to hand back. One thread only."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.held: dict[str, Held] = {}
+        self.stopping = False
+        self.next_due: float | None = None
+        self._outcomes: deque[Settle] = deque()
+        self._releases: list[tuple[str, int]] = []
+        self._number = 0
+        self._pending: Turn | None = None
+        self.mean = 0.0
+        self._moved = 0.0
+        self._ready = True
+
+    # --- in ----------------------------------------------------------------------------------
+
+    def ended(self, settles: Iterable[Settle], seconds: float, now: float) -> None:
+        """Attempts have ended; ``seconds`` is the time they ran, all together."""
+        before = len(self._outcomes)
+        self._outcomes.extend(settles)
+        n = len(self._outcomes) - before
+        if n:
+            weight = min(0.5, 0.02 * n)
+            self.mean += (seconds / n - self.mean) * (weight if self.mean else 1.0)
+            self._moved = now
+
+    def woken(self) -> None:
+        """Something may be ready."""
+        self._ready = True
+
+    def given_back(self, tasks: Iterable[Held]) -> None:
+        """These were taken out of the slots' queue before they started: hand them back."""
+        for held in tasks:
+            if self.held.pop(held.id, None) is held:
+                self._releases.append((held.id, held.attempt))
+
+    def stop(self) -> None:
+        """Take no more."""
+        self.stopping = True
+
+    def tick(self, now: float) -> None:
+        """Time passes: a due task may be ready."""
+        if self.next_due is not None and now >= self.next_due:
+            self.next_due = None
+            self._ready = True
+
+    # --- out ---------------------------------------------------------------------------------
+
+    def turn(self, now: float, load: Load) -> Turn | None:
+        """What to send now, or None. The same turn again until ``answered`` or ``lost``."""
+        if self._pending is None:
+            take = self._wanted(now, load)
+            if not (take or self._outcomes or self._releases):
+                return None
+            settles = [self._outcomes.popleft() for _ in range(min(MAX_BATCH, len(self._outcomes)))]
+            releases, self._releases = self._releases[:MAX_BATCH], self._releases[MAX_BATCH:]
+            self._number += take > 0
+            self._pending = Turn(settles, releases, take, self._number)
+        return self._pending
+
+    def _wanted(self, now: float, load: Load) -> int:
+        if self.stopping or not self._ready:
+            return 0
+        free = self.slots - load.busy - load.queued
+        if 0 < self.mean < AHEAD and (load.busy < self.slots or now - self._moved < AHEAD):
+            ahead = min(MAX_BATCH, int(AHEAD / max(self.mean, 1e-5)))
+            if load.queued <= ahead // 2:
+                free = max(free, ahead - load.queued)
+        return max(0, min(free, MAX_BATCH))
+
+    def stuck(self, now: float, load: Load) -> bool:
+        """Whether tasks wait for slots that do not come free: give them back to others."""
+        if not load.queued or load.busy < self.slots or now - self._moved < MOMENT:
+            return False
+        self.mean = max(self.mean, MOMENT)
+        return True
+
+    def wait(self, now: float, load: Load) -> float:
+        """Seconds until the next turn is worth while, if nothing comes in: at most one."""
+        if self._outcomes or self._releases or self._wanted(now, load):
+            return 0.0
+        until = 1.0 if self.next_due is None or self.stopping else self.next_due - now
+        if load.queued:
+            until = min(until, 0.002)
+        return max(0.0, min(1.0, until))
+
+    # --- answers -----------------------------------------------------------------------------
+
+    def answered(self, settled: Sequence[int], refused: list[Settle]) -> list[Settle]:
+        """The turn's settles were answered: returns those that are settled; fills ``refused``."""
+        turn, self._pending = self._pending, None
+        assert turn is not None
+        done = []
+        for settle, answer in zip(turn.settles, settled, strict=True):
+            if self.held.get(settle.held.id) is settle.held:
+                del self.held[settle.held.id]
+            (done if answer else refused).append(settle)
+        return done
+
+    def took(self, tasks: Iterable[Held], wanted: int, due: float | None, *, more: bool, now: float) -> list[Held]:
+        """The turn's take was answered: returns what to start. ``due``: seconds until the next scheduled one."""
+        new = [held for held in tasks if self._enter(held)]
+        self._ready = more or len(new) >= wanted
+        self.next_due = None if due is None else now + due
+        if new:
+            self._moved = now
+        return new
+
+    def _enter(self, held: Held) -> bool:
+        known = self.held.get(held.id)
+        if known is not None and known.attempt == held.attempt:
+            return False
+        self.held[held.id] = held
+        return True
+
+    def lost(self) -> None:
+        """The store changed its epoch: what was sent may or may not have run; settle again what is not confirmed."""
+        if self._pending is not None:
+            self._outcomes.extendleft(reversed(self._pending.settles))
+            self._pending = None
+        self._releases.clear()
+        self._ready = True
+
+    def audit(self, held_there: Iterable[str]) -> None:
+        """Release what the store says this incarnation holds and it has not. Only while no turn is pending."""
+        assert self._pending is None
+        self._releases.extend((task_id, -1) for task_id in held_there if task_id not in self.held)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing held, nothing to send."""
+        return not (self.held or self._outcomes or self._releases or self._pending)
+
+    @property
+    def hungry(self) -> bool:
+        """Whether it waits for something to become ready."""
+        return not self._ready and not self.stopping

@@ -1,0 +1,299 @@
+"""Intake: reads the queues' topics and admits their records into the schedule, each exactly once.
+
+The partition's mark moves in the same script that admits, so it does not matter who reads, or how
+often. A record that is no message goes to the dead letters first. A full window pauses the partition.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from krq import events, message
+from krq.brokers.base import Batch, Broker, Consumer, Incoming, Outgoing, Position
+from krq.config import Config
+from krq.errors import KRQError, MessageInvalid, MessageTooLarge
+from krq.events import DeadLetter
+from krq.store.client import Answer, Store
+from krq.store.records import record
+from krq.store.scripts import Script
+
+log = logging.getLogger("krq.worker.intake")
+
+#: records that one script call admits
+CHUNK = 300
+#: seconds between two commits, and between two looks at the marks
+TICK = 1.0
+LOOK = 5.0
+#: seconds that a record without room waits before it is offered again
+FULL = 0.05
+
+Part = tuple[str, int]
+
+
+class Refused(Exception):
+    """The store did not admit: another epoch, or closed. Intake waits."""
+
+
+class Intake:
+    """One thread per child."""
+
+    def __init__(self, config: Config, store: Store, broker: Broker, queues: Sequence[str], member: str) -> None:
+        self._config = config
+        self._store = store
+        self._broker = broker
+        self._topics = [config.topic(queue) for queue in queues]
+        self._member = member
+        self._consumer: Consumer | None = None
+        self._waiting: dict[Part, Batch] = {}
+        self._ids: dict[Part, str] = {}
+        self._ticked = 0.0
+        self._looked = 0.0
+        self._complained = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="krq-intake", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Admit no more, leave the group. Returns at once; ``join`` waits."""
+        self._stop.set()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the end of the thread."""
+        self._thread.join(timeout)
+
+    # --- the thread --------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._turn()
+                self._complained = False
+            except Refused:
+                self._stop.wait(0.2)
+            except KRQError as error:
+                self._complain(error)
+                self._stop.wait(0.5)
+        try:
+            self._tick(commit_only=True)
+        except (KRQError, Refused) as error:
+            log.debug("last commit: %s", error)
+        if self._consumer is not None:
+            self._consumer.close()
+
+    def _complain(self, error: KRQError) -> None:
+        """Once per outage."""
+        if not self._complained:
+            self._complained = True
+            log.warning("intake waits: %s", error)
+
+    def _turn(self) -> None:
+        if self._consumer is None:
+            self._broker.ensure(self._topics)
+            self._consumer = self._broker.consumer(self._topics, self._config.group_id, self._member)
+        consumer = self._consumer
+        for part, batch in list(self._waiting.items()):
+            if part not in consumer.assigned() and self._broker.ordered:
+                del self._waiting[part]
+            else:
+                self._offer(consumer, batch)
+        for batch in consumer.poll(FULL if self._waiting else 0.1):
+            self._offer(consumer, batch)
+        now = time.monotonic()
+        if now - self._ticked >= TICK:
+            self._ticked = now
+            self._tick()
+
+    def _offer(self, consumer: Consumer, batch: Batch) -> None:
+        """Admit a batch, or as much of it as there is room for; the rest waits and its partition is paused."""
+        part = (batch.topic, batch.partition)
+        self._ids[part] = batch.topic_id
+        try:
+            rest = self._admit(consumer, batch)
+        except (KRQError, Refused):
+            self._keep(consumer, part, batch)
+            raise
+        if rest is not None:
+            self._keep(consumer, part, rest)
+        elif self._waiting.pop(part, None) is not None:
+            consumer.resume(*part)
+
+    def _keep(self, consumer: Consumer, part: Part, batch: Batch) -> None:
+        self._waiting[part] = batch
+        consumer.pause(*part)
+
+    def _admit(self, consumer: Consumer, batch: Batch) -> Batch | None:
+        """Admit chunk by chunk; returns what is left."""
+        while True:
+            chunk = batch.records[:CHUNK]
+            last = len(chunk) == len(batch.records)
+            following = batch.next if last else batch.records[CHUNK].offset
+            records, letters = self._read(batch, chunk)
+            self._bury(letters)
+            answer = self._call(batch, following, records, chunk)
+            match answer.status:
+                case "OK":
+                    pass
+                case "NOMARK" | "TOPIC":
+                    self._make_marks([(batch.topic, batch.partition)], force=True)
+                    continue
+                case "GAP":
+                    consumer.seek(batch.topic, batch.partition, answer.values[0])
+                    return None
+                case _:
+                    raise Refused(answer.status)
+            self._finish(batch, records, answer, [r for r, kept in zip(chunk, self._kept(chunk, records), strict=True) if not kept])
+            stop = answer.values[0]
+            if stop is not False and stop is not None:
+                return batch._replace(first=stop, records=[r for r in batch.records if not _before(r.offset, stop)])
+            if last:
+                return None
+            batch = batch._replace(first=following, records=batch.records[CHUNK:])
+
+    def _call(self, batch: Batch, following: Any, records: list[list[Any]], chunk: Sequence[Incoming]) -> Answer:
+        queue = self._config.queue_of(batch.topic)
+        source: list[Any] = [queue, batch.partition]
+        if self._broker.ordered:
+            source += [batch.topic_id, batch.first, following, chunk[-1].timestamp if chunk else 0]
+        config = self._config
+        return self._store.run(Script.ADMIT, source, config.window, config.window_bytes, int(config.result_ttl), records)
+
+    @staticmethod
+    def _kept(chunk: Sequence[Incoming], records: list[list[Any]]) -> list[bool]:
+        offsets = {record[4] for record in records}
+        return [incoming.offset in offsets for incoming in chunk]
+
+    # --- records -----------------------------------------------------------------------------
+
+    def _read(self, batch: Batch, chunk: Sequence[Incoming]) -> tuple[list[list[Any]], list[DeadLetter]]:
+        """Decode records: those to admit, and those to bury."""
+        records, letters = [], []
+        queue = self._config.queue_of(batch.topic)
+        for incoming in chunk:
+            try:
+                decoded = message.decode(incoming.value, max_bytes=self._config.max_message_bytes + 4096, max_depth=self._config.max_depth)
+            except (MessageInvalid, MessageTooLarge) as error:
+                letters.append(_letter(queue, batch.partition, incoming, error.code, error.cause))
+                continue
+            task_id = decoded.task_id or made_up_id(batch, incoming)
+            position = Position(batch.topic, batch.partition, incoming.offset)
+            records.append(record(task_id, decoded, incoming.value, position, queue, incoming.timestamp, ordered=self._broker.ordered))
+        return records, letters
+
+    def _bury(self, letters: Sequence[DeadLetter]) -> None:
+        """Publish dead letters before their records count as read. After a crash in between one may stand there twice."""
+        if not letters:
+            return
+        encoded = [events.encode_letter(letter) for letter in letters]
+        for answer in self._broker.publish([Outgoing(self._config.dead_topic, raw) for raw in encoded], self._config.send_timeout):
+            if isinstance(answer, KRQError) and not isinstance(answer, MessageTooLarge):
+                raise answer
+        for letter, raw in zip(letters, encoded, strict=True):
+            log.warning("dead letter from %s:%s:%s: %s", letter.queue, letter.partition, letter.offset, letter.reason)
+            remember_dead(self._store, raw)
+
+    def _finish(self, batch: Batch, records: list[list[Any]], answer: Answer, buried: Sequence[Incoming]) -> None:
+        """What needs no run: conflicts are buried, and on dealt brokers the finished and the buried are taken off the list."""
+        _, conflicts, complete = answer.values
+        by_offset = {incoming.offset: incoming for incoming in batch.records}
+        if conflicts:
+            self._bury([
+                _letter(records[i - 1][2], batch.partition, by_offset[records[i - 1][4]], "ID_CONFLICT",
+                        f"task id {records[i - 1][0]!r} stands for another message already", task_id=records[i - 1][0])
+                for i in conflicts
+            ])
+        if not self._broker.ordered:
+            offsets = [records[i - 1][4] for i in complete] + [incoming.offset for incoming in buried]
+            if offsets:
+                self._broker.complete([Position(batch.topic, batch.partition, offset) for offset in offsets], self._config.group_id)
+
+    # --- marks -------------------------------------------------------------------------------
+
+    def _tick(self, *, commit_only: bool = False) -> None:
+        """Commit how far each partition is complete; now and then compare positions with the marks."""
+        consumer = self._consumer
+        if consumer is None or not self._broker.ordered:
+            return
+        parts = [part for part in consumer.assigned() if part in self._ids]
+        look = not commit_only and time.monotonic() - self._looked >= LOOK
+        if look:
+            self._looked = time.monotonic()
+        caught_up = {part: look and consumer.position(*part) == consumer.bounds(*part)[1] for part in parts}
+        asked = [[self._config.queue_of(t), p, self._ids[t, p], False, caught_up[t, p]] for t, p in parts]
+        answer = self._store.run(Script.MARK, asked)
+        if not answer.ok:
+            raise Refused(answer.status)
+        lows = {}
+        for part, told in zip(parts, answer.values[0], strict=True):
+            if not told:
+                self._make_marks([part], force=True)
+                continue
+            lows[part] = told[1]
+            if look and part not in self._waiting:
+                self._compare(consumer, part, told[0])
+        consumer.commit(lows)
+
+    def _compare(self, consumer: Consumer, part: Part, mark: int) -> None:
+        """Go where the mark is: it may have moved back (Redis lost its last second) or on (another read ahead)."""
+        position = consumer.position(*part)
+        if position is None or position == mark:
+            return
+        first, end = consumer.bounds(*part)
+        if mark < first or mark > end:
+            log.error("%s:%d: records %d to %d are gone from the log before they were read", *part, mark, max(first, mark))
+            self._store.run(Script.JUMP, self._config.queue_of(part[0]), part[1], self._ids[part], mark, first if mark < first else end)
+            mark = first if mark < first else end
+        consumer.seek(*part, mark)
+
+    def _make_marks(self, parts: Sequence[Part], *, force: bool) -> None:
+        """Begin a partition that has no mark: at the committed offset, else at its first record."""
+        assert self._consumer is not None
+        asked = [[self._config.queue_of(t), p, self._ids[t, p], self._consumer.start(t, p), False] for t, p in parts]
+        answer = self._store.run(Script.MARK, asked)
+        if not answer.ok:
+            raise Refused(answer.status)
+        for part, told in zip(parts, answer.values[0], strict=True):
+            if force:
+                self._consumer.seek(*part, told[0])
+
+
+def made_up_id(batch: Batch, incoming: Incoming) -> str:
+    """The id of a record that brings none: the same at each redelivery, another one when its topic is made anew."""
+    return f"{batch.topic_id[:12]}.{batch.topic[-60:]}.{batch.partition}.{incoming.offset}.{incoming.timestamp:x}"
+
+
+def remember_dead(store: Store, raw: bytes) -> None:
+    """Keep a dead letter at hand for people; the topic keeps it for ever."""
+    with store.plain() as redis:
+        pipeline = redis.pipeline(transaction=False)
+        pipeline.lpush(store.keys("dead"), raw if len(raw) <= 20_000 else _shortened(raw))
+        pipeline.ltrim(store.keys("dead"), 0, 999)
+        pipeline.execute()
+
+
+def _shortened(raw: bytes) -> bytes:
+    letter = events.decode_letter(raw)
+    return events.encode_letter(msgspec.structs.replace(letter, value=letter.value[:4000]))
+
+
+def _letter(queue: str, partition: int, incoming: Incoming, code: str, reason: str, task_id: str = "") -> DeadLetter:
+    return DeadLetter(
+        reason=reason, code=code, at=time.time_ns() // 1_000_000, queue=queue, partition=partition, offset=incoming.offset,
+        id=task_id, **events.original(incoming.value),
+    )
+
+
+def _before(offset: Any, stop: Any) -> bool:
+    if isinstance(offset, int):
+        return bool(offset < stop)
+    ms, _, n = offset.partition("-")
+    stop_ms, _, stop_n = stop.partition("-")
+    return (int(ms), int(n)) < (int(stop_ms), int(stop_n))

@@ -1,0 +1,186 @@
+"""The log keeper: brings the outbox into the ``events`` topic, then lets go of it.
+
+Entries that this child settled are in memory as well; those of the dead, and of the scripts themselves,
+are read from Redis. While the broker is away the outbox waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import msgspec
+
+from krq import events
+from krq.brokers.base import Broker, Outgoing, Position
+from krq.config import Config
+from krq.errors import BrokerConnectionError, KRQError, NamespaceClosed, SubmissionError
+from krq.store.client import Store
+from krq.store.scripts import Script
+from krq.worker.engine import Settle
+
+log = logging.getLogger("krq.worker.log")
+
+#: entries kept in memory for the log; more are read back from Redis
+MAX_HELD = 50_000
+#: most entries of one record, and its size in bytes
+PAGE, PAGE_BYTES = 500, 512 * 1024
+#: the outbox of entries that scripts made themselves
+SCRIPTS = "~"
+
+
+class _Item(msgspec.Struct, frozen=True):
+    id: str
+    attempt: int
+    final: bool
+    entry: bytes
+    letter: bytes | None = None
+    settle: Settle | None = None
+
+
+class _Head(msgspec.Struct, frozen=True):
+    """What must be known of an entry that is read back."""
+
+    outcome: str
+
+
+_head = msgspec.json.Decoder(_Head)
+
+
+class LogKeeper:
+    """One thread per child. ``add`` from the engine's thread; all else runs in its own."""
+
+    def __init__(self, config: Config, store: Store, broker: Broker, incarnation: str) -> None:
+        self._config = config
+        self._store = store
+        self._broker = broker
+        self._incarnation = incarnation
+        self._items: deque[_Item] = deque()
+        self._current: list[_Item] = []
+        self._behind = False
+        self._stop = threading.Event()
+        self._work = threading.Event()
+        self._complained = False
+        self._orphans_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="krq-log", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def add(self, settled: Sequence[Settle]) -> None:
+        """These are settled: their entries are in the outbox and shall come into the log."""
+        if len(self._items) > MAX_HELD:
+            self._behind = True
+            return
+        self._items.extend(
+            _Item(s.held.id, s.held.attempt, s.kind != "R", s.entry.encode(), s.letter, s) for s in settled
+        )
+        if not self._work.is_set():
+            self._work.set()
+
+    def unlogged(self) -> list[Settle]:
+        """What is settled and not seen in the log yet."""
+        return [item.settle for item in [*self._current, *self._items] if item.settle is not None]
+
+    def drain(self, timeout: float) -> bool:
+        """Log what there is, within ``timeout`` seconds, and end the thread. False: something is left in the outbox."""
+        self._stop.set()
+        self._work.set()
+        self._thread.join(timeout)
+        return not self._items and not self._thread.is_alive()
+
+    # --- the thread --------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            self._work.wait(0.5)
+            self._work.clear()
+            while self._items or self._current:
+                if not self._log_own() and (self._stop.is_set() or self._stop.wait(0.5)):
+                    return
+            if self._stop.is_set():
+                return
+            try:
+                self._read_back()
+            except KRQError as error:
+                self._complain(error)
+
+    def _log_own(self) -> bool:
+        if not self._current:
+            self._current = self._page()
+        try:
+            self._publish(self._incarnation, self._current)
+        except KRQError as error:
+            self._complain(error)
+            return False
+        self._current = []
+        return True
+
+    def _page(self) -> list[_Item]:
+        page, size = [], 0
+        while self._items and len(page) < PAGE:
+            size += len(self._items[0].entry)
+            if page and size > PAGE_BYTES:
+                break
+            page.append(self._items.popleft())
+        return page
+
+    def _publish(self, holder: str, items: Sequence[_Item]) -> None:
+        """Log items of one outbox. What stands in the log twice is one entry: its id and attempt say so."""
+        records = [Outgoing(self._config.dead_topic, item.letter) for item in items if item.letter is not None]
+        records.append(Outgoing(self._config.events_topic, events.encode_page([item.entry for item in items])))
+        for answer in self._broker.publish(records, self._config.send_timeout):
+            if isinstance(answer, Exception):
+                raise answer if isinstance(answer, KRQError) else BrokerConnectionError(str(answer))
+        logged = self._store.run(Script.LOGGED, holder, [(item.id, item.attempt, item.final) for item in items])
+        if not logged.ok:
+            raise NamespaceClosed(f"{self._store.name} is being checked")
+        positions = [self._position(at) for at in logged.values[0]]
+        if positions and not self._broker.ordered:
+            self._broker.complete(positions, self._config.group_id)
+        self._complained = False
+
+    def _position(self, at: str) -> Position:
+        queue, partition, offset = at.rsplit(":", 2)
+        return Position(self._config.topic(queue), int(partition), int(offset) if self._broker.ordered else offset)
+
+    # --- what others left --------------------------------------------------------------------
+
+    def _read_back(self) -> None:
+        """Log the outboxes of the dead and of the scripts, and our own where memory was not enough."""
+        if self._behind:
+            self._behind = self._drain_outbox(self._incarnation)
+        now = time.monotonic()
+        if now - self._orphans_at < 1.0:
+            return
+        self._orphans_at = now
+        with self._store.plain() as redis:
+            holders = redis.srandmember(self._store.keys("orphans"), 5) or []
+        for holder in holders:
+            self._drain_outbox(holder.decode())
+
+    def _drain_outbox(self, holder: str) -> bool:
+        """Log one page of an outbox. True: there may be more."""
+        with self._store.plain() as redis:
+            fields = redis.hrandfield(self._store.keys("outbox", holder), PAGE, withvalues=True) or []
+        pairs = fields if fields and isinstance(fields[0], list | tuple) else list(zip(fields[::2], fields[1::2], strict=True))
+        items = []
+        for field, entry in pairs:
+            task_id, _, attempt = field.decode().rpartition(":")
+            items.append(_Item(task_id, int(attempt), _head.decode(entry).outcome != "retry", entry))
+        if items:
+            self._publish(holder, items)
+        elif holder != self._incarnation:
+            self._store.run(Script.LOGGED, holder, [])
+        return len(items) == PAGE
+
+    def _complain(self, error: KRQError) -> None:
+        """Once per outage: the outbox waits, and goes on by itself."""
+        if not self._complained:
+            self._complained = True
+            level = logging.ERROR if isinstance(error, SubmissionError) else logging.WARNING
+            log.log(level, "ended attempts wait in the outbox: %s", error)

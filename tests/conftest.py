@@ -1,0 +1,50 @@
+"""Fixtures: real servers, started once a session on free ports, and a namespace of its own for each test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from krq.dev.kafka import KafkaServer
+from krq.dev.valkey import ValkeyServer
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    """Valkey from the wheel."""
+    with ValkeyServer(tmp_path_factory.mktemp("valkey"), fsync="off") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def debian_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    """Another server of the same protocol: Debian's redis-server, which CI installs; elsewhere Valkey again."""
+    binary = shutil.which("redis-server")
+    if binary is None and os.environ.get("CI"):
+        pytest.fail("CI runs the scripts on Debian's Redis, too: redis-server is missing")
+    with ValkeyServer(tmp_path_factory.mktemp("redis"), fsync="off", binary=binary) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    """A single-node Apache Kafka."""
+    with KafkaServer(tmp_path_factory.mktemp("kafka")) as server:
+        yield server
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A namespace that no other test has."""
+    return f"t{os.urandom(5).hex()}"
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting comes from the developer's own environment."""
+    for name in [name for name in os.environ if name.startswith("KRQ_") and not name.startswith(("KRQ_CACHE", "KRQ_TEST_"))]:
+        monkeypatch.delenv(name)
