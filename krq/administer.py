@@ -57,6 +57,7 @@ def purge(store: Store, queue: str) -> int:
     """Drop what is scheduled, slice by slice, and let intake drop the backlog. Returns how many were scheduled."""
     total, before = 0, False
     while True:
+        dropped: int
         dropped, before = store.call(Script.PURGE, queue, before)
         total += dropped
         if not dropped:

@@ -153,7 +153,8 @@ def _convert(name: str, value: Any, kind: Any, shown: str, *, strict: bool) -> A
     try:
         return msgspec.convert(value, kind, strict=strict)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{shown} can't be used: {error}", cure=f"Give {name} as {getattr(kind, '__name__', kind)}.") from error
+        wanted = getattr(kind, "__name__", kind)
+        raise ConfigError(f"{shown} can't be used: {error}", cure=f"Give {name} as {wanted}.") from error
 
 
 def _closest(name: str, names: Mapping[str, Any]) -> str:
@@ -166,7 +167,9 @@ def _closest(name: str, names: Mapping[str, Any]) -> str:
 def _check(config: Config) -> None:
     ids.check_namespace(config.namespace)
     ids.check_queue(config.queue)
-    positive = ("heartbeat", "lease", "send_timeout", "max_message_bytes", "max_depth", "window", "window_bytes", "partitions", "max_deaths")
+    positive = (
+        "heartbeat", "lease", "send_timeout", "max_message_bytes", "max_depth", "window", "window_bytes", "partitions", "max_deaths",
+    )  # fmt: skip
     for name in positive:
         if not getattr(config, name) > 0:
             raise ConfigError(f"{name}={getattr(config, name)!r} must be more than 0")

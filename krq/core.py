@@ -82,8 +82,8 @@ class KRQ:
     @overload
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
     @overload
-    def task(self, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
-    def task(self, function: Callable[P, R] | None = None, /, **options: Any) -> Task[P, R] | Callable[[Callable[P, R]], Task[P, R]]:
+    def task(self, /, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         """Register a function, ``def`` or ``async def``, as a task.
 
         Options: ``name`` (default: the function's), ``queue``, ``priority``, ``expires``, and those of the modules, such as
@@ -91,7 +91,7 @@ class KRQ:
         """
         check_options(options, self.modules, of_task=True)
 
-        def register(function: Callable[P, R]) -> Task[P, R]:
+        def register(function: Callable[..., Any]) -> Task[..., Any]:
             settings = {name: value for name, value in options.items() if name != "name"}
             task = Task(self, function, options.get("name") or function.__name__, settings)
             for module in self.modules:
@@ -139,7 +139,8 @@ class KRQ:
     def _call(self, fields: Mapping[str, Any]) -> Call:
         unknown = set(fields) - {"task", "args", "kwargs", "options"}
         if "task" not in fields or unknown:
-            raise OptionError(f"{dict(fields)!r} is no task to submit", cure='Give {"task": name, "args": [...], "kwargs": {...}, "options": {...}}.')
+            cure = 'Give {"task": name, "args": [...], "kwargs": {...}, "options": {...}}.'
+            raise OptionError(f"{dict(fields)!r} is no task to submit", cure=cure)
         options = fields.get("options", {})
         self.check_options(options)
         return Call(fields["task"], fields.get("args", ()), fields.get("kwargs", {}), self.registry.get(fields["task"]), options)

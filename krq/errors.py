@@ -8,7 +8,7 @@ from typing import ClassVar
 class KRQError(Exception):
     """Root of all KRQ errors. ``str(error)`` is the cause, then the cure, then the code."""
 
-    code: ClassVar[str] = "KRQ_ERROR"
+    code: str = "KRQ_ERROR"
     cure: ClassVar[str] = ""
 
     def __init__(self, cause: str, *, cure: str | None = None) -> None:

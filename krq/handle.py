@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable
 from typing import Generic, Protocol, TypeVar, cast
 
+from krq.errors import TaskCancelled, TaskFailed
 from krq.info import TaskInfo
 
 R = TypeVar("R")
@@ -49,12 +51,8 @@ class TaskHandle(Generic[R]):
 
     def wait(self, timeout: float | None = None) -> TaskInfo:
         """Wait for the end, whatever it is, and return the task. Raises ``ResultTimeout`` or ``TaskNotFound``."""
-        from krq.errors import TaskCancelled, TaskFailed
-
-        try:
+        with contextlib.suppress(TaskFailed, TaskCancelled):
             self._results.result(self.id, timeout)
-        except (TaskFailed, TaskCancelled):
-            pass
         return self.status()
 
     def cancel(self) -> bool:

@@ -225,8 +225,9 @@ def _info(task_id: str, fields: dict[str, str]) -> TaskInfo:
 def _failure(fields: dict[str, Any]) -> WorkerFailure:
     ran = fields.get("ran")
     return WorkerFailure(
-        worker=ids.worker_of(fields["incarnation"]), incarnation=fields["incarnation"], at=fields["at"] / 1000, cause=fields.get("cause", ""),
-        beat=_time(fields.get("beat")), held=int(fields.get("held", 0)), ran=list(ran) if isinstance(ran, list) else [], host=fields.get("host", ""),
+        worker=ids.worker_of(fields["incarnation"]), incarnation=fields["incarnation"], at=fields["at"] / 1000,
+        cause=fields.get("cause", ""), beat=_time(fields.get("beat")), held=int(fields.get("held", 0)),
+        ran=list(ran) if isinstance(ran, list) else [], host=fields.get("host", ""),
     )
 
 

@@ -59,6 +59,9 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", omit_de
         return seconds(self.expires)
 
 
+#: (eta, expires, priority, timeout, retries, version) of most messages
+_PLAIN = (None, None, 0, None, None, VERSION)
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Message)
 
@@ -113,17 +116,25 @@ def decode(raw: bytes | str, *, max_bytes: int, max_depth: int) -> Message:
     return message
 
 
+def reread(raw: str) -> Message:
+    """Read a message that ``decode`` has let in before."""
+    return _decoder.decode(raw)
+
+
 def _check(message: Message) -> None:
     ids.check_task_name(message.task)
     if message.task_id:
         ids.check_task_id(message.task_id)
-    check_options(message)
+    options = (message.eta, message.expires, message.priority, message.timeout, message.retries, message.version)
+    if options != _PLAIN or message.after:
+        check_options(message)
 
 
 def check_options(message: Message) -> None:
     """Raise ``OptionError`` for values that the types allow and the meaning does not."""
     if message.version != VERSION:
-        raise OptionError(f"version {message.version} is not known here", cure=f"This KRQ reads version {VERSION}; upgrade the workers first.")
+        cure = f"This KRQ reads version {VERSION}; upgrade the workers first."
+        raise OptionError(f"version {message.version} is not known here", cure=cure)
     if not -100 <= message.priority <= 100:
         raise OptionError(f"priority={message.priority} is out of range", cure="Use -100 to 100.")
     if message.retries is not None and message.retries < 0:

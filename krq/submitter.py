@@ -62,7 +62,8 @@ class Submitter:
         if call.task is not None:
             call.task.bind(call.args, call.kwargs)
         settings = call.task.settings if call.task is not None else {}
-        options = {**{name: settings[name] for name in ("queue", "priority", "expires") if name in settings}, **call.options}
+        options: dict[str, Any] = {name: settings[name] for name in ("queue", "priority", "expires") if name in settings}
+        options.update(call.options)
         now = time.time()
         try:
             msg = Message(
@@ -160,7 +161,8 @@ def _moment(name: str, when: float | datetime | timedelta | None, now: float) ->
 
 
 def _raise(messages: Sequence[tuple[str, Message, bytes]], answers: Sequence[Position | Exception]) -> None:
-    failed = {msg.task_id: answer for (_, msg, _), answer in zip(messages, answers, strict=True) if not isinstance(answer, Position)}
+    answered = zip(messages, answers, strict=True)
+    failed = {msg.task_id: answer for (_, msg, _), answer in answered if not isinstance(answer, Position)}
     for task_id, error in failed.items():
         if isinstance(error, SubmissionError):
             error.task_id = task_id
@@ -169,4 +171,5 @@ def _raise(messages: Sequence[tuple[str, Message, bytes]], answers: Sequence[Pos
         assert isinstance(first, Exception)
         raise first
     accepted = [msg.task_id for _, msg, _ in messages if msg.task_id not in failed]
-    raise BatchError(f"{len(failed)} of {len(messages)} messages were not confirmed, the first because: {first}", accepted, failed) from first
+    cause = f"{len(failed)} of {len(messages)} messages were not confirmed, the first because: {first}"
+    raise BatchError(cause, accepted, failed) from first

@@ -82,7 +82,7 @@ class Task(Generic[P, R]):
 
     # A coroutine function's result is what it returns, not the coroutine.
     @overload
-    def send(self: Task[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> TaskHandle[T]: ...  # type: ignore[overload-overlap]
+    def send(self: Task[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> TaskHandle[T]: ...
     @overload
     def send(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]: ...
     def send(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[Any]:

@@ -17,8 +17,8 @@ from krq.brokers.streams import StreamsBroker
 from krq.config import Config
 from krq.errors import BrokerConnectionError
 
-#: a member of a group that died is noticed after a second
-QUICK = {"session_timeout_ms": 1500, "heartbeat_interval_ms": 300}
+#: a member of a group that died is noticed after 2.5 s
+QUICK = {"session_timeout_ms": 2500, "heartbeat_interval_ms": 500}
 
 READER = """
 import sys
@@ -79,7 +79,8 @@ class Case:
 
     def reader(self, count: int) -> subprocess.Popen[str]:
         """A child process that has read ``count`` records and completes none."""
-        words = [sys.executable, "-c", READER, str(Path(__file__).parent), self.kind, self.url, self.namespace, self.partitions, str(count)]
+        own = [self.kind, self.url, self.namespace, self.partitions]
+        words = [sys.executable, "-c", READER, str(Path(__file__).parent), *own, str(count)]
         child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         assert child.stdout.readline() == "read\n"

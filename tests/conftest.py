@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness import Servers
+
+import krq
 
 from krq.dev.kafka import KafkaServer
 from krq.dev.valkey import ValkeyServer
@@ -48,3 +51,17 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No setting comes from the developer's own environment."""
     for name in [name for name in os.environ if name.startswith("KRQ_") and not name.startswith(("KRQ_CACHE", "KRQ_TEST_"))]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(params=["kafka", "streams"])
+def servers(request: pytest.FixtureRequest, valkey: ValkeyServer, namespace: str) -> Servers:
+    """Each broker with Valkey as the store."""
+    broker = request.getfixturevalue("kafka").url if request.param == "kafka" else valkey.url
+    return Servers(broker, valkey.url, namespace, heartbeat=0.3, lease=3, partitions=2)
+
+
+@pytest.fixture
+def app(servers: Servers) -> Iterator[krq.KRQ]:
+    """An app on those servers."""
+    with servers.app() as app:
+        yield app

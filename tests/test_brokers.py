@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -59,13 +60,14 @@ def test_an_unreachable_broker_is_an_error_in_time_with_cause_and_cure(kind: str
         answers = broker.publish([Outgoing(case.topic, b"x")] * 2, 0.6)
         error = answers[1]
     else:
+        lag = broker._admin.lag if kind == "kafka" else lambda topics, group, _: broker.lag(topics, group)
+        acts = {
+            "connect": lambda: broker.connect(0.6),
+            "poll": lambda: case.consumer(broker).poll(0.6),
+            "lag": lambda: lag([case.topic], case.group, 0.6),
+        }
         with pytest.raises(BrokerConnectionError) as caught:
-            if act == "connect":
-                broker.connect(0.6)
-            elif act == "poll":
-                case.consumer(broker).poll(0.6)
-            else:
-                broker._admin.lag([case.topic], case.group, 0.6) if kind == "kafka" else broker.lag([case.topic], "g")
+            acts[act]()
         error = caught.value
     assert time.monotonic() - begun < 1.5
     assert isinstance(error, BrokerConnectionError)
@@ -83,7 +85,8 @@ def test_a_forked_process_gets_a_clear_error(case: Case, broker: Any) -> None:
     child = os.fork()
     if child == 0:
         refused = 0
-        for act in (lambda: case.publish(broker, "x"), lambda: broker.lag([case.topic], "g"), lambda: consumer.poll(0.1)):
+        tries = (lambda: case.publish(broker, "x"), lambda: broker.lag([case.topic], "g"), lambda: consumer.poll(0.1))
+        for act in tries:
             try:
                 act()
             except AppClosed:
@@ -145,7 +148,7 @@ def test_a_bulk_keeps_its_order_within_each_partition(case: Case, broker: Any) -
     for partition, each in poll(case.consumer(broker), 5000):
         read[partition].append(int(each.value))
     assert all(order == sorted(order) for order in read.values())
-    assert sorted(sum(read.values(), [])) == list(range(5000))
+    assert sorted(itertools.chain(*read.values())) == list(range(5000))
 
 
 def test_a_record_too_large_is_refused_and_its_neighbours_are_not(case: Case) -> None:
@@ -173,7 +176,7 @@ def test_headers_travel_and_may_be_missing(case: Case, broker: Any) -> None:
 def test_records_carry_the_time_of_their_appending(case: Case, broker: Any) -> None:
     before = time.time() * 1000
     case.publish(broker, "x")
-    (_, record), = poll(case.consumer(broker), 1)
+    ((_, record),) = poll(case.consumer(broker), 1)
     assert before - 1000 <= record.timestamp <= time.time() * 1000 + 1000
 
 

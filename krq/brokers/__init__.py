@@ -6,7 +6,7 @@ from krq.brokers.base import Broker
 from krq.config import Config, mask
 from krq.errors import ConfigError
 
-__all__ = ["Broker", "check", "make"]
+__all__ = ["Broker", "check", "make", "probe"]
 
 
 def _is_streams(config: Config) -> bool:
@@ -32,3 +32,18 @@ def make(config: Config) -> Broker:
     from krq.brokers.kafka import KafkaBroker
 
     return KafkaBroker(config)
+
+
+def probe(config: Config, timeout: float = 2.0) -> None:
+    """See that the broker is there, leaving nothing behind: no thread, no connection. Safe before a fork.
+
+    Raises ``KafkaConnectionError`` or ``RedisConnectionError``.
+    """
+    if _is_streams(config):
+        broker = make(config)
+        broker.connect(timeout)
+        broker.close()
+        return
+    from krq.brokers._kafka_clients import Clients
+
+    Clients(config).probe(timeout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import kafka.errors as kafka_errors
@@ -70,15 +70,17 @@ class Admin:
 
         return self._call(ask, timeout)
 
-    def lag(self, topics: Sequence[str], group: str, timeout: float) -> dict[str, int]:
-        """Records after the committed offset, by topic."""
+    def lag(
+        self, topics: Sequence[str], group: str, timeout: float, marks: Mapping[tuple[str, int], int] = {}
+    ) -> dict[str, int]:
+        """Records after the mark of their partition, else after its committed offset, by topic."""
         bounds = self.offsets(topics, timeout)
         committed: dict[TopicPartition, Any] = {}
         if bounds:
             committed = self._call(lambda client: client.list_group_offsets({group: list(bounds)})[group], timeout)
         found = dict.fromkeys(topics, 0)
         for each, (first, last) in bounds.items():
-            offset = committed[each].offset if each in committed else -1
+            offset = marks.get((each.topic, each.partition), committed[each].offset if each in committed else -1)
             found[each.topic] += max(0, last - max(first, offset))
         return found
 

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import kafka.errors as kafka_errors
@@ -34,6 +35,7 @@ _RESERVED = frozenset(
         "value_deserializer", "value_serializer",
     }
 )  # fmt: skip
+_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 _RECONNECT = {"reconnect_backoff_ms": 50, "reconnect_backoff_max_ms": 1000}
 
 
@@ -186,3 +188,9 @@ def _check(options: dict[str, Any]) -> None:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ConfigError(f"kafka={{{name!r}: …}}: kafka-python has no such option{hint}")
+    protocol = options.get("security_protocol", "PLAINTEXT")
+    if protocol not in _PROTOCOLS:
+        raise ConfigError(f"kafka={{'security_protocol': {protocol!r}}} is none of {', '.join(_PROTOCOLS)}")
+    for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile"):
+        if options.get(name) and not Path(options[name]).is_file():
+            raise ConfigError(f"kafka={{{name!r}: {options[name]!r}}}: there is no such file")

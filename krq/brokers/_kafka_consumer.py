@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import kafka.errors as kafka_errors
 from kafka import TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.structs import OffsetAndMetadata
+from kafka.structs import MemberState, OffsetAndMetadata
 
 from krq.brokers._kafka_admin import Admin
 from krq.brokers._kafka_clients import CLIENT_FAILURES, HEADROOM, Clients
@@ -26,7 +26,8 @@ _ASK = 5.0  # seconds for a question to the broker
 _OPEN = 10.0  # seconds for connecting
 _COMMIT = 2.0  # seconds for a commit
 _LEAVE = 2.0  # seconds for leaving the group
-_REFRESH = 1.0  # seconds for fresh metadata
+_JOIN = 0.2  # seconds of a poll while joining, at least
+_REFRESH = 1.0  # seconds for fresh metadata, at most
 
 #: shared by all records without headers; read only
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -35,7 +36,7 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 class KafkaGroupConsumer:
     """``Consumer`` of an ordered broker. One thread only; connects at its first call that needs the broker.
 
-    A partition that was lost and came back is neither paused nor where ``seek`` put it: it starts at the committed offset.
+    A partition that was lost and came back is neither paused nor where ``seek`` put it: it starts where was committed.
     """
 
     def __init__(self, clients: Clients, admin: Admin, topics: Sequence[str], group: str, member: str) -> None:
@@ -54,17 +55,26 @@ class KafkaGroupConsumer:
 
     def poll(self, timeout: float) -> list[Batch]:
         """See ``Consumer.poll``."""
-        polled = self._ask(lambda client: client.poll(timeout_ms=max(0, int(timeout * 1000))), opening=timeout)
+        polled = self._ask(lambda client: self._fetch(client, timeout), opening=timeout)
         mine = self._client.assignment()
         moved = self._follow(mine)
-        found = [self._batch(at, records, moved) for at, records in polled.items() if records and at in mine]
-        return [batch for batch in found if batch is not None]
+        self._suspect(polled, moved)
+        anew = {topic for topic in {at.topic for at in mine} if self._is_anew(topic)}
+        return [
+            self._batch(at, records, moved)
+            for at, records in polled.items()
+            if records and at in mine and at.topic not in anew
+        ]
 
     def assigned(self) -> frozenset[tuple[str, int]]:
         """See ``Consumer.assigned``."""
         if self._client is None:
             return frozenset()
         return frozenset((at.topic, at.partition) for at in self._client.assignment())
+
+    def topic_id(self, topic: str) -> str | None:
+        """See ``Consumer.topic_id``."""
+        return self._ids.get(topic)
 
     def position(self, topic: str, partition: int) -> int | None:
         """See ``Consumer.position``. Known without asking, once something was polled or sought."""
@@ -182,6 +192,7 @@ class KafkaGroupConsumer:
         client.subscribe(self._topics)
         self._client, self._cluster = client, net.cluster
         self._expected.clear()
+        self._refresh()  # else it joins without knowing the partitions, gets none, and joins again
 
     def _discard(self) -> None:
         client, self._client, self._cluster = self._client, None, None
@@ -193,6 +204,17 @@ class KafkaGroupConsumer:
         except CLIENT_FAILURES as error:
             _log.debug("closing a consumer: %s", error)
 
+    def _fetch(self, client: Any, timeout: float) -> Mapping[TopicPartition, Sequence[Any]]:
+        state = client.group_metadata().state
+        if state != MemberState.STABLE:
+            timeout = max(timeout, _JOIN)  # a join that ends between two polls is thrown away
+        if state == MemberState.REBALANCING:
+            # kafka-python 3.0.12: a leader that joins again because a topic changed, and whose poll ends before that is
+            # done, never looks at the outcome: it holds what it had, beats no more and is expelled without noticing
+            client._coordinator.request_rejoin()
+        found: Mapping[TopicPartition, Sequence[Any]] = client.poll(timeout_ms=max(0, int(timeout * 1000)))
+        return found
+
     def _follow(self, mine: set[TopicPartition]) -> bool:
         """Drop what is known of lost partitions. True when the group was dealt anew since the last poll."""
         for at in self._expected.keys() - mine:
@@ -201,25 +223,48 @@ class KafkaGroupConsumer:
         moved, self._generation = bool(generation != self._generation), generation
         return moved
 
-    def _batch(self, at: TopicPartition, records: Sequence[Any], moved: bool) -> Batch | None:
-        """The batch of these records; None when they belong to a topic that was made anew."""
+    def _suspect(self, polled: Mapping[TopicPartition, Sequence[Any]], moved: bool) -> None:
+        """Ask for fresh metadata once where offsets jump: they may be another topic's."""
+        for at, records in polled.items():
+            expected = None if moved else self._expected.get(at)
+            if records and expected is not None and records[0].offset != expected:
+                self._refresh()
+                return
+
+    def _refresh(self) -> None:
+        """Wait a moment for fresh metadata."""
+        fresh = threading.Event()
+        self._cluster.request_update().add_both(lambda _: fresh.set())
+        fresh.wait(_REFRESH)
+
+    def _is_anew(self, topic: str) -> bool:
+        """Whether another topic has taken the name since the last poll; then it is read from its start.
+
+        Asked at each poll: left alone, kafka-python would go on at the end of the new topic's log.
+        """
+        found = self._cluster.topic_id(topic)
+        if found is None or self._ids.setdefault(topic, str(found)) == str(found):
+            return False
+        _log.warning("topic %s was deleted and made again: reading it from its start", topic)
+        self._ids[topic] = str(found)
+        for at in self._client.assignment():
+            if at.topic == topic:
+                self._client.seek_to_beginning(at)
+                self._expected.pop(at, None)
+        return True
+
+    def _batch(self, at: TopicPartition, records: Sequence[Any], moved: bool) -> Batch:
         first = records[0].offset
         expected = self._expected.get(at)
-        if expected is not None and first != expected and not moved:
-            self._refresh()
-            if first > expected:
-                first = self._gap(at, expected, first)
-        topic_id = self._topic_id(at.topic)
-        known = self._ids.setdefault(at.topic, topic_id)
-        if topic_id != known:
-            self._begin_anew(at.topic, topic_id)
-            return None
+        if expected is not None and first > expected and not moved:
+            first = self._gap(at, expected, first)
         following = max(records[-1].offset + 1, self._after(at, records[-1].offset + 1))
         self._expected[at] = following
         incoming = [
-            Incoming(each.offset, max(each.timestamp, 0), each.value or b"", headers_of(each.headers)) for each in records
+            Incoming(each.offset, max(each.timestamp, 0), each.value or b"", headers_of(each.headers))
+            for each in records
         ]
-        return Batch(at.topic, at.partition, topic_id, first, following, incoming)
+        return Batch(at.topic, at.partition, self._ids.get(at.topic, ""), first, following, incoming)
 
     def _gap(self, at: TopicPartition, expected: int, first: int) -> int:
         """The fetch position before ``first``: ``expected`` (compaction, transaction markers) unless the log was cut."""
@@ -237,25 +282,6 @@ class KafkaGroupConsumer:
             return int(self._client.position(at, timeout_ms=0) or following)
         except kafka_errors.KafkaError:
             return following
-
-    def _topic_id(self, topic: str) -> str:
-        found = self._cluster.topic_id(topic)
-        return str(found) if found is not None else self._ids.get(topic, "")
-
-    def _begin_anew(self, topic: str, topic_id: str) -> None:
-        _log.warning("topic %s was deleted and made again: reading it from its start", topic)
-        self._ids[topic] = topic_id
-        for at in self._client.assignment():
-            if at.topic == topic:
-                self._client.seek_to_beginning(at)
-                self._expected.pop(at, None)
-
-    def _refresh(self) -> None:
-        """Wait a moment for fresh metadata: a jump of offsets may mean another topic."""
-        fresh = threading.Event()
-        future = self._cluster.request_update()
-        future.add_both(lambda _: fresh.set())
-        fresh.wait(_REFRESH)
 
 
 def headers_of(headers: Sequence[tuple[str, bytes | None]]) -> Mapping[str, str]:

@@ -204,4 +204,3 @@ def _close(producer: Any, timeout: float) -> None:
         pass  # close() raises with batches pending and leaves its thread running
     producer._sender.force_close()
     producer._closed = True
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections import Counter, deque
@@ -247,8 +248,6 @@ def _blocks(partitions: Sequence[int], count: int, turn: int) -> Iterator[int | 
 
 
 def _done_within(future: Any, seconds: float) -> bool:
-    try:
+    with contextlib.suppress(kafka_errors.KafkaError):
         future.get(seconds)
-    except kafka_errors.KafkaError:
-        pass
     return bool(future.is_done)

@@ -1,8 +1,10 @@
 """Reading queues from Redis Streams as a member of a consumer group.
 
-What a member was dealt stays on its pending list until it is complete. It is dealt out again in two cases only, so that
-a long task is no traffic: its reader has not been heard of for ``max(2 × lease, 15 s)``, or a reply was lost on its way.
+What a member was dealt stays on its pending list until it is complete. It is dealt out again in two cases only, so
+that a long task is no traffic: its reader has not been heard of for ``max(2 × lease, 15 s)``, or a reply was lost.
 """
+
+# ruff: noqa: ARG002 (the port names arguments that this kind of broker has no use for)
 
 from __future__ import annotations
 
@@ -72,13 +74,16 @@ def translate(name: str, error: RedisError) -> BrokerConnectionError | StoreErro
     """What an error of redis-py means: the server is away, or it answered but can't do this."""
     if isinstance(error, AuthenticationError | NoPermissionError):
         return RedisConnectionError(
-            f"{name} refused the connection: {error}", cure="Give user and password in broker= (KRQ_BROKER), or grant the right."
+            f"{name} refused the connection: {error}",
+            cure="Give user and password in broker= (KRQ_BROKER), or grant the right.",
         )
     if isinstance(error, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError | BusyLoadingError):
         return RedisConnectionError(f"{name} does not answer: {error}", cure=_CURE)
     if isinstance(error, OutOfMemoryError):
         return StoreError(f"{name} is out of memory: {error}", cure="Raise maxmemory, or let the workers catch up.")
-    return StoreError(f"{name} refused: {error}", cure="See the server's message; it must be Redis >= 7 or Valkey >= 7.2.")
+    return StoreError(
+        f"{name} refused: {error}", cure="See the server's message; it must be Redis >= 7 or Valkey >= 7.2."
+    )
 
 
 class StreamsConsumer:
@@ -114,8 +119,13 @@ class StreamsConsumer:
         """All topics: each reader is dealt records of each."""
         return frozenset((topic, 0) for topic in self._topics)
 
+    def topic_id(self, topic: str) -> str | None:
+        """The topic's name: a stream has no other identity."""
+        return topic
+
     def position(self, topic: str, partition: int) -> None:
         """None: there is no mark."""
+
     def start(self, topic: str, partition: int) -> int:
         """0: there is no mark."""
         return 0
@@ -139,7 +149,7 @@ class StreamsConsumer:
         """Nothing: progress is told by ``Broker.complete``."""
 
     def close(self) -> None:
-        """See ``Consumer.close``. What it was dealt and is not complete goes to others after ``max(2 × lease, 15 s)``."""
+        """See ``Consumer.close``. Others get what it did not complete after ``max(2 × lease, 15 s)``."""
         if self._closed:
             return
         self._closed = True

@@ -80,6 +80,10 @@ class Consumer(Protocol):
         """The (topic, partition) pairs this member reads now."""
         ...
 
+    def topic_id(self, topic: str) -> str | None:
+        """Identity of a topic as of the last poll; None while it is not known."""
+        ...
+
     def position(self, topic: str, partition: int) -> Offset | None:
         """The offset that poll would give next (ordered); None when not assigned, or dealt."""
         ...
@@ -154,6 +158,10 @@ class Broker(Protocol):
 
     def lag(self, topics: Sequence[str], group: str) -> dict[str, int]:
         """Records of each topic that the group has not completed (ordered: committed)."""
+        ...
+
+    def unread(self, topics: Sequence[str], group: str, marks: Mapping[tuple[str, int], int]) -> dict[str, int]:
+        """Records of each topic that nobody has polled: ordered: behind ``marks``, else behind what is committed."""
         ...
 
     def pending(self, topic: str, group: str) -> int:

@@ -1,9 +1,11 @@
 """The broker that production runs: Apache Kafka, over kafka-python."""
 
+# ruff: noqa: ARG002 (the port names arguments that this kind of broker has no use for)
+
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from krq.brokers._kafka_admin import Admin
 from krq.brokers._kafka_clients import Clients
@@ -60,6 +62,11 @@ class KafkaBroker:
         """See ``Broker.lag``. A topic that does not exist has none."""
         self._check()
         return self._admin.lag(topics, group, _ASK)
+
+    def unread(self, topics: Sequence[str], group: str, marks: Mapping[tuple[str, int], int]) -> dict[str, int]:
+        """See ``Broker.unread``."""
+        self._check()
+        return self._admin.lag(topics, group, _ASK, marks)
 
     def pending(self, topic: str, group: str) -> int:
         """0: Kafka deals out no single records."""

@@ -4,6 +4,8 @@ One stream a topic, one partition 0. The pending list of the group is what is un
 records is as good as that Redis is durable (``appendfsync always`` for the strongest).
 """
 
+# ruff: noqa: ARG002 (the port names arguments that this kind of broker has no use for)
+
 from __future__ import annotations
 
 import math
@@ -93,7 +95,11 @@ class StreamsBroker:
 
     def lag(self, topics: Sequence[str], group: str) -> dict[str, int]:
         """See ``Broker.lag``: records not yet dealt out, and those dealt out and not complete."""
-        return {topic: self._lag(topic, group) for topic in topics}
+        return {topic: self._fresh(topic, group) + self.pending(topic, group) for topic in topics}
+
+    def unread(self, topics: Sequence[str], group: str, marks: Mapping[tuple[str, int], int]) -> dict[str, int]:  # noqa: ARG002
+        """See ``Broker.unread``: records not yet dealt out."""
+        return {topic: self._fresh(topic, group) for topic in topics}
 
     def pending(self, topic: str, group: str) -> int:
         """See ``Broker.pending``."""
@@ -165,13 +171,13 @@ class StreamsBroker:
     def _command(self, *words: Any) -> Any:
         return self._ask(lambda client: client.execute_command(*words))
 
-    def _portions(
-        self, records: Sequence[Outgoing], answers: list[Position | Exception | None]
-    ) -> Iterable[list[int]]:
+    def _portions(self, records: Sequence[Outgoing], answers: list[Position | Exception | None]) -> Iterable[list[int]]:
         places: list[int] = []
         total = 0
         for place, record in enumerate(records):
-            size = len(record.value) + 4 * len(record.key or "") + sum(len(k) + len(v) for k, v in record.headers.items())
+            size = (
+                len(record.value) + 4 * len(record.key or "") + sum(len(k) + len(v) for k, v in record.headers.items())
+            )
             if size > self._limit:
                 answers[place] = MessageTooLarge(f"A record of {size} bytes for {record.topic} is over {self._limit}")
                 continue
@@ -229,14 +235,14 @@ class StreamsBroker:
             raise
         return next((each for each in found if each["name"] == group.encode()), None)
 
-    def _lag(self, topic: str, group: str) -> int:
+    def _fresh(self, topic: str, group: str) -> int:
         found = self._group(topic, group)
         if found is None:
             return int(self._ask(lambda client: client.xlen(topic)))
         fresh = found.get("lag")
         if fresh is None:  # the server can't tell after some kinds of trimming
             fresh = self._count_after(topic, found["last-delivered-id"].decode())
-        return int(fresh) + int(found["pending"])
+        return int(fresh)
 
     def _count_after(self, topic: str, offset: str) -> int:
         count = 0

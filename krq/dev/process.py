@@ -19,6 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Self
 
+from krq.errors import KRQError
+
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.02
 PROBE_SECONDS = 2.0
@@ -26,18 +28,18 @@ LOG_LINES = 12
 GUARD = Path(__file__).with_name("guard.py")
 
 
-class ServerError(RuntimeError):
-    """A local server could not be started. ``str(error)``: the cause, the cure, the code.
+class ServerError(KRQError, RuntimeError):
+    """A local server could not be started, or ended. ``str(error)``: the cause, the cure, the code.
 
     Codes: ``DEV_PORT_TAKEN``, ``DEV_SERVER_DIED``, ``DEV_START_TIMEOUT``, ``DEV_DOWNLOAD_FAILED``,
     ``DEV_STALE_PID`` (it is already running), ``DEV_EXTRA_MISSING``, ``DEV_BINARY_MISSING``.
     """
 
+    code = "DEV_SERVER_ERROR"
+
     def __init__(self, code: str, cause: str, cure: str) -> None:
-        super().__init__(f"{cause.rstrip('.')}. {cure} [{code}]")
+        super().__init__(cause, cure=cure)
         self.code = code
-        self.cause = cause
-        self.cure = cure
 
 
 class Server:
@@ -98,6 +100,15 @@ class Server:
     def pid(self) -> int | None:
         """Process id while running, else None."""
         return self._process.pid if self._process is not None and self.running else None
+
+    def death(self) -> ServerError | None:
+        """The error to raise when it has ended by itself since ``start()``, else None."""
+        if self._process is None or self.running:
+            return None
+        code = self._process.returncode
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        cure = f"Its log, {self.log}, ends so:\n{self._tail()}\n"
+        return ServerError("DEV_SERVER_DIED", f"{self.name} (process {self._process.pid}) {how}", cure)
 
     def __enter__(self) -> Self:
         self.start()
@@ -237,12 +248,15 @@ class Server:
         return self.log.stat().st_size if self.log.exists() else 0
 
     def _failed(self, code: str, ending: str, seen: int) -> ServerError:
+        said = self._tail(seen)
+        cure = f"Mend what its log says, in {self.log}:\n{said}\n"
+        return ServerError(code, f"{self.name} did not start: {ending}", cure)
+
+    def _tail(self, seen: int = 0) -> str:
         with self.log.open("rb") as log:
             log.seek(seen)
             lines = log.read().decode(errors="replace").splitlines()[-LOG_LINES:]
-        said = "\n".join(f"  {line}" for line in lines) or "  (nothing)"
-        cure = f"Mend what its log says, in {self.log}:\n{said}\n"
-        return ServerError(code, f"{self.name} did not start: {ending}", cure)
+        return "\n".join(f"  {line}" for line in lines) or "  (nothing)"
 
 
 def free_port() -> int:

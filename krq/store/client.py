@@ -113,8 +113,8 @@ class Store:
         return Answer(status, values)
 
     @contextmanager
-    def plain(self) -> Iterator[redis.Redis]:
-        """The client for plain reads and for what needs no script. Raises as ``run`` does."""
+    def plain(self) -> Iterator[Any]:
+        """The client library's own object, for plain reads and what needs no script. Raises as ``run`` does."""
         try:
             yield self.redis
         except RedisError as error:
@@ -225,5 +225,6 @@ def _sentinel(rest: str, options: dict[str, Any]) -> redis.Redis:
     if not service:
         raise ConfigError("redis+sentinel:// needs the name of the master", cure="Write redis+sentinel://host:26379/mymaster.")
     nodes = [(host.partition(":")[0], int(host.partition(":")[2] or 26379)) for host in hosts.rpartition("@")[2].split(",")]
-    client: redis.Redis = Sentinel(nodes, sentinel_kwargs={"socket_timeout": options["socket_timeout"]}, **options).master_for(service)
+    sentinel: Any = Sentinel(nodes, sentinel_kwargs={"socket_timeout": options["socket_timeout"]}, **options)  # type: ignore[no-untyped-call]
+    client: redis.Redis = sentinel.master_for(service)
     return client

@@ -13,6 +13,6 @@ def record(task_id: str, decoded: Message, raw: bytes, position: Position, queue
     """A message as admit.lua gets it."""
     inputs = decoded.inputs if decoded.inputs != "none" else 0
     return [
-        task_id, decoded.task, queue, position.partition, position.offset, raw, message.checksum(raw), decoded.priority,
+        task_id, decoded.task, queue, position.partition, position.offset, raw.decode(), message.checksum(raw), decoded.priority,
         int(decoded.due * 1000), int(decoded.deadline * 1000), decoded.after, inputs, sent, decoded.generation, ordered,
     ]

@@ -45,10 +45,13 @@ class Source(NamedTuple):
 
 @cache
 def source(script: Script) -> Source:
-    """The text and hash of a script. A line ``-- flags: x`` in its header becomes its shebang."""
+    """The text and hash of a script. A line ``-- flags: x`` in its header becomes part of its shebang.
+
+    Each has a shebang: without one a full Redis would let it begin and break it off at its first write that needs memory.
+    """
     folder = files("krq.store").joinpath("lua")
     body = folder.joinpath(f"{script}.lua").read_text("utf-8")
     header = [line for line in body.splitlines() if line.startswith("-- flags: ")]
-    shebang = f"#!lua flags={header[0].removeprefix('-- flags: ')}\n" if header else ""
+    shebang = f"#!lua flags={header[0].removeprefix('-- flags: ')}\n" if header else "#!lua\n"
     text = shebang + keys.lua() + "\n" + folder.joinpath("prelude.lua").read_text("utf-8") + "\n" + body
     return Source(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())

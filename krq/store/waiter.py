@@ -107,6 +107,9 @@ class Waiter:
             except KRQError as error:
                 log.debug("waiting for results: %s", error)
                 time.sleep(0.2)
+            except (TypeError, ValueError, AttributeError):  # what a connection raises that close() took away under a read
+                if not self._closed:
+                    raise
 
     def _read(self, subscription: Any) -> None:
         look_at = time.monotonic() + self._look

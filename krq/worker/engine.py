@@ -20,6 +20,8 @@ MAX_BATCH = 500
 AHEAD = 0.020
 #: seconds without any progress after which tasks that wait for a slot are given back
 MOMENT = 0.25
+#: seconds without any progress after which another slot wakes
+NUDGE = 0.002
 
 
 class Held(msgspec.Struct, kw_only=True, eq=False):
@@ -162,13 +164,17 @@ class Engine:
         self.mean = max(self.mean, MOMENT)
         return True
 
+    def slow(self, now: float, load: Load) -> bool:
+        """Whether the awake slots make no headway: another one should wake."""
+        return load.queued > 0 and now - self._moved > NUDGE
+
     def wait(self, now: float, load: Load) -> float:
         """Seconds until the next turn is worth while, if nothing comes in: at most one."""
         if self._outcomes or self._releases or self._wanted(now, load):
             return 0.0
         until = 1.0 if self.next_due is None or self.stopping else self.next_due - now
         if load.queued:
-            until = min(until, 0.002)
+            until = min(until, NUDGE)
         return max(0.0, min(1.0, until))
 
     # --- answers -----------------------------------------------------------------------------
@@ -177,7 +183,7 @@ class Engine:
         """The turn's settles were answered: returns those that are settled; fills ``refused``."""
         turn, self._pending = self._pending, None
         assert turn is not None
-        done = []
+        done: list[Settle] = []
         for settle, answer in zip(turn.settles, settled, strict=True):
             if self.held.get(settle.held.id) is settle.held:
                 del self.held[settle.held.id]

@@ -82,7 +82,8 @@ class Heart:
         total = 0
         known = False if counter is None else counter
         for _ in range(10_000):
-            answer = self._store.run(Script.RECOVER, incarnation, known, False if started is None else list(started), cause, self._config.max_deaths)
+            ran = False if started is None else list(started)
+            answer = self._store.run(Script.RECOVER, incarnation, known, ran, cause, self._config.max_deaths)
             if not answer.ok:
                 break
             left, recovered = answer.values

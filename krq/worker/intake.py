@@ -143,7 +143,7 @@ class Intake:
                 case "OK":
                     pass
                 case "NOMARK" | "TOPIC":
-                    self._make_marks([(batch.topic, batch.partition)], force=True)
+                    self._make_marks([(batch.topic, batch.partition)])
                     continue
                 case "GAP":
                     consumer.seek(batch.topic, batch.partition, answer.values[0])
@@ -222,7 +222,7 @@ class Intake:
         consumer = self._consumer
         if consumer is None or not self._broker.ordered:
             return
-        parts = [part for part in consumer.assigned() if part in self._ids]
+        parts = [part for part in consumer.assigned() if self._knows(consumer, part)]
         look = not commit_only and time.monotonic() - self._looked >= LOOK
         if look:
             self._looked = time.monotonic()
@@ -234,12 +234,22 @@ class Intake:
         lows = {}
         for part, told in zip(parts, answer.values[0], strict=True):
             if not told:
-                self._make_marks([part], force=True)
+                self._make_marks([part])
                 continue
             lows[part] = told[1]
             if look and part not in self._waiting:
                 self._compare(consumer, part, told[0])
         consumer.commit(lows)
+
+    def _knows(self, consumer: Consumer, part: Part) -> bool:
+        """Whether the partition's topic is known; where it is seen for the first time its mark is made."""
+        if part not in self._ids:
+            topic_id = consumer.topic_id(part[0])
+            if topic_id is None:
+                return False
+            self._ids[part] = topic_id
+            self._make_marks([part])
+        return True
 
     def _compare(self, consumer: Consumer, part: Part, mark: int) -> None:
         """Go where the mark is: it may have moved back (Redis lost its last second) or on (another read ahead)."""
@@ -253,7 +263,7 @@ class Intake:
             mark = first if mark < first else end
         consumer.seek(*part, mark)
 
-    def _make_marks(self, parts: Sequence[Part], *, force: bool) -> None:
+    def _make_marks(self, parts: Sequence[Part]) -> None:
         """Begin a partition that has no mark: at the committed offset, else at its first record."""
         assert self._consumer is not None
         asked = [[self._config.queue_of(t), p, self._ids[t, p], self._consumer.start(t, p), False] for t, p in parts]
@@ -261,7 +271,7 @@ class Intake:
         if not answer.ok:
             raise Refused(answer.status)
         for part, told in zip(parts, answer.values[0], strict=True):
-            if force:
+            if part not in self._waiting and self._consumer.position(*part) != told[0]:
                 self._consumer.seek(*part, told[0])
 
 

@@ -121,7 +121,8 @@ class LogKeeper:
         return True
 
     def _page(self) -> list[_Item]:
-        page, size = [], 0
+        page: list[_Item] = []
+        size = 0
         while self._items and len(page) < PAGE:
             size += len(self._items[0].entry)
             if page and size > PAGE_BYTES:

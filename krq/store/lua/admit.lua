@@ -6,14 +6,14 @@
 -- Reply OK {stop, conflicts, complete}: stop, the offset of the first record that found no room, or false; conflicts, the
 --   indexes (from 1) of records whose id stands for other bytes; complete, the indexes of records already final and logged.
 --   NOMARK this partition has none yet · TOPIC {known topic id} · GAP {mark}: read again from there
--- May be repeated: a known id is not entered again, and the mark only rises.
+-- May be repeated: a known id is not entered again, and the mark only rises; conflicts are told again.
 
 local why = refused()
 if why then return reply(why) end
 local source, window, window_bytes, marker_ttl, records = A[1], A[2], A[3], A[4], A[5]
 local now = now_ms()
 local intake, mark = source[1], nil
-local conflicts, complete, queues, rooms = {}, {}, {}, {}
+local conflicts, complete, queues, rooms, messages = {}, {}, {}, {}, {}
 
 if source[3] then
   local m = call('HMGET', K.mark(source[1] .. ':' .. source[2]), 'next', 'tid')
@@ -40,57 +40,71 @@ local function submitter_mark(queue, partition)
   return marks[at]
 end
 
+-- Each dependency counts who depends on it, also one that nobody has published yet. Returns how many are open, and one that failed.
 local function open_dependencies(id, after)
   local n, failed = 0, nil
   for _, on in ipairs(after) do
     local s = call('HGET', K.task(on), 's')
-    if s == 'F' or s == 'C' then failed = failed or on
+    if s == 'F' or s == 'C' or on == id then failed = failed or on
     elseif s ~= 'S' then
       call('RPUSH', K.dependents(on), id)
       n = n + 1
+      if s == 'm' then call('PERSIST', K.task(on)) end
     end
-    if s then call('HINCRBY', K.task(on), 'rd', 1) end
+    call('HINCRBY', K.task(on), 'rd', 1)
   end
+  call('SET', K.after(id), cmsgpack.pack(after))
   return n, failed
 end
 
-local function enter(r, s, generation)
+local function optional(fields, name, value)
+  if value ~= 0 then
+    fields[#fields + 1] = name
+    fields[#fields + 1] = value
+  end
+end
+
+local function forget_generation(id, key)
+  call('HDEL', key, 'r', 'c', 'tt', 'tf', 'o', 'f', 'i', 'or', 'un', 'e', 'pr', 'due', 'x', 'in', 'w', 'pg')
+  call('DEL', K.result(id))
+  call('ZREM', K.failed, id)
+end
+
+-- Write a new task in state s; more: a field and its value, or nothing.
+local function write(r, key, known, s, more, value)
+  local fields = {key, 's', s, 'n', r[2], 'q', r[3], 'ts', r[13], 'h', r[7], 'p', add_position(known, r[3], r[4], r[5], r[15]) or known}
+  optional(fields, 'pr', r[8])
+  optional(fields, 'due', r[9])
+  optional(fields, 'x', r[10])
+  optional(fields, 'in', r[12])
+  optional(fields, 'g', r[14])
+  if more then optional(fields, more, value) end
+  call('HSET', unpack(fields))
+end
+
+local function enter(i, r, key, s, known, revived)
   local id, queue = r[1], r[3]
-  if s == 'm' then call('PERSIST', K.task(id)) end
-  if generation then
-    call('HDEL', K.task(id), 'r', 'l', 'c', 'tt', 'tf', 'o', 'f', 'i', 'un')
-    call('DEL', K.result(id))
-    call('ZREM', K.failed, id)
-  end
-  call('HSET', K.task(id), 's', 'q', 'n', r[2], 'q', queue, 'ts', r[13], 'h', r[7])
-  if r[8] ~= 0 then call('HSET', K.task(id), 'pr', r[8]) end
-  if r[9] ~= 0 then call('HSET', K.task(id), 'due', r[9]) end
-  if r[10] ~= 0 then call('HSET', K.task(id), 'x', r[10]) end
-  if r[12] ~= 0 then call('HSET', K.task(id), 'in', r[12]) end
-  if r[14] ~= 0 then call('HSET', K.task(id), 'g', r[14]) end
-  call('SET', K.message(id), r[6])
-  add_position(id, false, queue, r[4], r[5], r[15])
-  queues[queue] = true
-  count(K.queue(queue), 'N', 1)
-  if s == 'm' and call('HGET', K.task(id), 'c') then
-    end_here(id, 'C', 'CANCELLED', 'cancelled before it ran')
-    return
-  end
-  local open, failed = 0, nil
-  if #r[11] > 0 then
-    call('SET', K.after(id), cmsgpack.pack(r[11]))
-    open, failed = open_dependencies(id, r[11])
-  end
-  if failed then
-    end_here(id, 'F', 'DEPENDENCY_FAILED', 'waited for ' .. failed .. ', which did not succeed')
+  local cancelled = s == 'm' and call('HGET', key, 'c')
+  if s == 'm' then call('PERSIST', key) end
+  if revived then forget_generation(id, key) end
+  messages[#messages + 1] = K.message(id)
+  messages[#messages + 1] = r[6]
+  queues[queue] = (queues[queue] or 0) + 1
+  local open, failed, waits = 0, nil, #r[11] > 0
+  if waits and not cancelled then open, failed = open_dependencies(id, r[11]) end
+  if cancelled or failed then
+    write(r, key, known, 'q', 'w', waits and not cancelled and open .. '' or 0)
+    if cancelled then end_here(id, 'C', 'CANCELLED', 'cancelled before it ran')
+    else end_here(id, 'F', 'DEPENDENCY_FAILED', 'waited for ' .. failed .. ', which did not succeed') end
   elseif open > 0 then
-    call('HSET', K.task(id), 's', 'w', 'w', open)
+    write(r, key, known, 'w', 'w', open)
     call('ZADD', K.waiting, now, id)
   elseif r[9] > now then
+    write(r, key, known, 'd', 'w', waits and '0' or 0)
     to_scheduled(id, queue, r[9])
   else
-    local sequence = call('INCR', K.sequence)
-    to_ready(id, queue, r[8], sequence, #r[6])
+    write(r, key, known, 'q', 'w', waits and '0' or 0)
+    line_up(id, queue, r[8], next_sequence(#records - i + 1), #r[6])
     local free = room(queue)
     free.n = free.n + 1
     free.bytes = free.bytes + #r[6]
@@ -103,54 +117,101 @@ local function full(r)
   return free.n >= window or (free.n > 0 and free.bytes + #r[6] > window_bytes)
 end
 
--- A record of an id that is here already.
-local function known(i, r, t)
-  if t[1] and t[4] ~= tostring(r[7]) and (tonumber(t[5]) or 0) == r[14] then
-    conflicts[#conflicts + 1] = i
-    complete[#complete + 1] = i
-  elseif FINAL[t[1]] and t[2] then complete[#complete + 1] = i
-  else add_position(r[1], t[3], r[3], r[4], r[5], r[15]) end
+local function conflicting(r, t)
+  return t[1] and t[1] ~= 'm' and t[3] and t[3] ~= tostring(r[7]) and (tonumber(t[4]) or 0) == r[14]
 end
 
-local function leave_marker(r)
-  if call('EXISTS', K.task(r[1])) == 0 then
-    call('HSET', K.task(r[1]), 's', 'm', 'n', r[2], 'q', r[3], 'ts', r[13])
-    call('EXPIRE', K.task(r[1]), marker_ttl)
+-- A task that its worker asserted before its record was seen lacks what only the record knows.
+local function fill_in(r, key)
+  local fields = {key, 'as', 0}
+  optional(fields, 'pr', r[8])
+  optional(fields, 'x', r[10])
+  optional(fields, 'in', r[12])
+  optional(fields, 'g', r[14])
+  if #r[11] > 0 then
+    call('SET', K.after(r[1]), cmsgpack.pack(r[11]))
+    for _, on in ipairs(r[11]) do call('HINCRBY', K.task(on), 'rd', 1) end
+    optional(fields, 'w', '0')
   end
+  call('HSET', unpack(fields))
+  call('HDEL', key, 'as')
+end
+
+-- A record of an id that is here already.
+local function known(i, r, key, t)
+  if conflicting(r, t) then
+    conflicts[#conflicts + 1] = i
+    complete[#complete + 1] = i
+  elseif FINAL[t[1]] and t[2] == '' then complete[#complete + 1] = i
+  else
+    if t[5] and not FINAL[t[1]] then fill_in(r, key) end
+    local p = add_position(t[2], r[3], r[4], r[5], r[15])
+    if p then call('HSET', key, 'p', p) end
+  end
+end
+
+local function leave_marker(r, key, s)
+  if s then return end
+  call('HSET', key, 's', 'm', 'n', r[2], 'q', r[3], 'ts', r[13])
+  if not call('HGET', key, 'rd') then call('EXPIRE', key, marker_ttl) end
+end
+
+-- Of a purged queue, appended before the purge.
+local function drop(i, key, s)
+  complete[#complete + 1] = i
+  if s ~= 'm' then return end
+  call('PERSIST', key)
+  call('HDEL', key, 's', 'n', 'q', 'ts', 'c', 'wa')
+end
+
+local function read(key)
+  return call('HMGET', key, 's', 'p', 'h', 'g', 'as')
+end
+
+-- Returns whether the record found room.
+local function admit(i, r)
+  local key = K.task(r[1])
+  local t = read(key)
+  local revived = FINAL[t[1]] and r[14] > (tonumber(t[4]) or 0)
+  if t[1] and t[1] ~= 'm' and not revived then
+    if intake then known(i, r, key, t) end
+  elseif r[13] <= room(r[3]).purged then
+    if intake then drop(i, key, t[1]) end
+  elseif intake then
+    if full(r) then return false end
+    enter(i, r, key, t[1], t[2], revived)
+  else
+    local m = r[15] and submitter_mark(r[3], r[4]) or 0
+    local near = not r[15] or (m >= 0 and r[5] - m <= 1000)
+    if r[15] and r[5] < m then return true end -- below the mark: intake had it, and its task is gone since
+    if not near or full(r) then leave_marker(r, key, t[1]) else enter(i, r, key, t[1], t[2], revived) end
+  end
+  return true
 end
 
 local stop = false
 for i, r in ipairs(records) do
   if mark and r[5] < mark then
-    -- admitted before
-  else
-    local t = call('HMGET', K.task(r[1]), 's', 'l', 'p', 'h', 'g')
-    local revived = FINAL[t[1]] and r[14] > (tonumber(t[5]) or 0)
-    if (t[1] and t[1] ~= 'm') and not revived then
-      if intake then known(i, r, t) end
-    elseif intake then
-      if r[13] <= room(r[3]).purged then
-        complete[#complete + 1] = i
-        if t[1] == 'm' then call('DEL', K.task(r[1])) end
-      elseif full(r) then stop = r[5]; break
-      else enter(r, t[1], revived) end
-    else
-      local m = r[15] and submitter_mark(r[3], r[4]) or 0
-      local near = not r[15] or (m >= 0 and r[5] - m <= 1000)
-      if r[15] and r[5] < m then
-        -- below the mark: intake had it, and its task is gone since
-      elseif not near or full(r) then leave_marker(r)
-      else enter(r, t[1], revived) end
-    end
+    if conflicting(r, read(K.task(r[1]))) then conflicts[#conflicts + 1] = i end
+  elseif not admit(i, r) then
+    stop = r[5]
+    break
   end
 end
 
-if mark then
-  local to = stop or source[5]
-  if to > mark then call('HSET', K.mark(source[1] .. ':' .. source[2]), 'next', to, 'time', source[6]) end
-  if source[6] > 0 then call('HSET', K.intake, source[1] .. ':' .. source[2], source[6]) end
+local to = stop or source[5]
+if mark and to > mark then
+  call('HSET', K.mark(source[1] .. ':' .. source[2]), 'next', to)
+  if not stop and source[6] > 0 then
+    call('HSET', K.mark(source[1] .. ':' .. source[2]), 'time', source[6])
+    call('HSET', K.intake, source[1] .. ':' .. source[2], source[6])
+  end
 end
-for queue in pairs(queues) do call('SADD', K.queues, queue) end
+variadic('MSET', nil, messages)
+for queue, n in pairs(queues) do
+  call('SADD', K.queues, queue)
+  count(K.queue(queue), 'N', n)
+end
 tell_dependents()
 finish_call()
 return reply('OK', stop, conflicts, complete)

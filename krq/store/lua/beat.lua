@@ -1,12 +1,11 @@
 -- Renew leases, and see who else beats. Runs while the namespace is closed, too.
+-- flags: allow-oom
 -- ARGV[2] {incarnations}
 -- Reply OK {dead, beats, now_ms}: dead, those of the given that are not registered; beats {incarnation, counter, ...} of all
 -- May be repeated: a beat more does no harm.
 
-local e = call('HMGET', K.epoch, 'id', 'run')
-if not e[1] then return reply('EMPTY') end
-if e[2] ~= run_id() then return reply('RESTARTED') end
-if e[1] ~= ARGV[1] then return reply('EPOCH') end
+local why = refused(true)
+if why then return reply(why) end
 local dead = {}
 local now = now_ms()
 for _, inc in ipairs(A[1]) do

@@ -1,5 +1,6 @@
 -- A new epoch, because Redis is not what it was: empty, or another server life. Closed until open.lua; or open at once where
 -- nobody can have lost anything.
+-- flags: allow-oom
 -- ARGV[1] the epoch the caller knew, or ''. ARGV[2] {new_id, known_number, seen_epoch, suspicious}: seen_epoch, what is stored as the caller saw it, or
 --   false; suspicious, whether the caller worked under an epoch that is missing here
 -- Reply OK {id, number, open, reason}: the epoch in force, whoever made it

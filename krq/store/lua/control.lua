@@ -1,4 +1,5 @@
 -- Pause or resume a queue.
+-- flags: allow-oom
 -- ARGV[2] {queue, paused}
 -- Reply OK {}
 -- May be repeated.

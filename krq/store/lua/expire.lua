@@ -1,8 +1,8 @@
--- Forget finished tasks, oldest first, at most 200 a call.
+-- Forget finished tasks, oldest first, at most 200 a call, and fail a few of those that wait for what the log does not have.
 -- flags: allow-oom
 -- ARGV[2] {keep_ms}
 -- A task goes when it is logged, all known dependents are final, and intake of every partition is past its finish + keep:
---   a second copy of it that is still in the log is met while its marker lives.
+--   a second copy of it that is still in the log is met while its marker lives. By then a dependency must be known, too.
 -- Reply OK {number forgotten}
 -- May be repeated.
 
@@ -13,18 +13,41 @@ local horizon = now
 for _, time in ipairs(call('HVALS', K.intake)) do horizon = math.min(horizon, tonumber(time)) end
 horizon = horizon - A[1]
 local n = 0
+
+local function forget(id)
+  call('DEL', K.task(id), K.message(id), K.result(id), K.dependents(id))
+  call('ZREM', K.failed, id)
+  n = n + 1
+end
+
 for _ = 1, 200 do
   local id = call('LINDEX', K.done, -1)
   if not id then break end
-  local t = call('HMGET', K.task(id), 's', 'tf', 'l', 'rd')
+  local t = call('HMGET', K.task(id), 's', 'tf', 'p', 'rd')
   if not FINAL[t[1]] then call('RPOP', K.done)
   elseif tonumber(t[2]) > horizon then break
-  elseif not t[3] or (tonumber(t[4]) or 0) > 0 then call('LMOVE', K.done, K.done, 'RIGHT', 'LEFT')
+  elseif t[3] ~= '' or (tonumber(t[4]) or 0) > 0 then call('LMOVE', K.done, K.done, 'RIGHT', 'LEFT')
   else
     call('RPOP', K.done)
-    call('DEL', K.task(id), K.message(id), K.result(id), K.dependents(id))
-    call('ZREM', K.failed, id)
-    n = n + 1
+    forget(id)
   end
 end
+
+local looks = 0
+local function missing(id)
+  for _, on in ipairs(cmsgpack.unpack(call('GET', K.after(id)) or '\144')) do
+    looks = looks + 1
+    local t = call('HMGET', K.task(on), 's', 'ts')
+    if not t[1] or (t[1] == 'm' and tonumber(t[2]) <= horizon) then return on end
+  end
+end
+
+for _, id in ipairs(call('ZRANGEBYSCORE', K.waiting, '-inf', horizon, 'LIMIT', 0, 50)) do
+  if looks > 1000 then break end
+  local on = missing(id)
+  if on then end_here(id, 'F', 'DEPENDENCY_FAILED', 'waited for ' .. on .. ', which the log does not have')
+  else call('ZADD', K.waiting, now, id) end
+end
+tell_dependents()
+finish_call()
 return reply('OK', n)

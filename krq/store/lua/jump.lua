@@ -1,4 +1,5 @@
 -- Move a mark to where the log begins or ends, because what it named is gone: records were deleted before they were read.
+-- flags: allow-oom
 -- ARGV[2] {queue, partition, topic_id, mark, to}: mark, the mark the caller saw
 -- Reply OK {moved}
 -- May be repeated: only from the mark that was seen.

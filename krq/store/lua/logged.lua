@@ -22,7 +22,7 @@ local function complete(id, attempt)
 end
 
 for _, item in ipairs(items) do
-  fields[#fields + 1] = item[1] .. ':' .. item[2]
+  fields[#fields + 1] = item[1] .. (item[2] == 1 and ':1' or ':' .. item[2])
   if item[3] then complete(item[1], item[2]) end
 end
 for partition, list in pairs(offsets) do variadic('ZREM', K.incomplete(partition), list) end

@@ -1,4 +1,5 @@
 -- Intake's marks: make those that are missing, and tell how far each partition is complete.
+-- flags: allow-oom
 -- ARGV[2] {partitions}; partition {queue, number, topic_id, start, caught_up}: start, where a partition without a mark
 --   begins, or false: only tell; caught_up, whether intake has read all there is.
 -- Reply OK {answers}, for each partition {mark, low} or false where it has no mark: low = min(mark, lowest incomplete).

@@ -1,13 +1,13 @@
 -- Open a closed namespace: when every incarnation that beat has asserted what it runs, or a whole lease has passed.
 -- After a wipe nobody knows who lives, so the lease is always waited for.
+-- flags: allow-oom
 -- ARGV[1] the new epoch. ARGV[2] {lease_ms}
 -- Reply OK {open, number, left_ms}
 -- May be repeated.
 
+local why = refused(true)
+if why then return reply(why) end
 local e = call('HMGET', K.epoch, 'id', 'run', 'open', 'number', 'closed_at', 'reason')
-if not e[1] then return reply('EMPTY') end
-if e[2] ~= run_id() then return reply('RESTARTED') end
-if e[1] ~= ARGV[1] then return reply('EPOCH') end
 if e[3] == '1' then return reply('OK', true, tonumber(e[4]), 0) end
 local now = now_ms()
 local left = tonumber(e[5]) + A[1] - now
@@ -19,7 +19,6 @@ if all then
 end
 if left > 0 and not all then return reply('OK', false, tonumber(e[4]), left) end
 call('HSET', K.epoch, 'open', 1, 'opened_at', now)
-call('DEL', K.asserted)
 for _, queue in ipairs(call('SMEMBERS', K.queues)) do wakes[queue] = true end
 finish_call()
 return reply('OK', true, tonumber(e[4]), 0)

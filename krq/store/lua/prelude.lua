@@ -52,11 +52,15 @@ local function count(key, field, n)
   of[field] = (of[field] or 0) + n
 end
 
-local function gather(lists, name, ...)
+local function gather(lists, name, value, another)
   local list = lists[name]
   if not list then list = {}; lists[name] = list end
-  for i = 1, select('#', ...) do list[#list + 1] = (select(i, ...)) end
+  local n = #list
+  list[n + 1], list[n + 2] = value, another
 end
+
+-- A whole number as text: once, where it is written more than once.
+local function text_of(number) return string.format('%d', number) end
 
 local function write_lines()
   for queue, line in pairs(lines) do variadic('ZADD', K.ready(queue), line) end
@@ -143,6 +147,7 @@ end
 -- Field p with one position more, or nil where it is among the known already.
 local function add_position(known, queue, partition, offset, ordered)
   partition = queue .. ':' .. partition
+  offset = type(offset) == 'number' and text_of(offset) or offset
   local at = partition .. ':' .. offset
   if known and known ~= '' then
     if string.find(' ' .. known .. ' ', ' ' .. at .. ' ', 1, true) then return nil end

@@ -42,8 +42,8 @@ end
 
 local ids = call('SRANDMEMBER', K.held(inc), 200)
 local recovered = 0
+variadic('SREM', K.held(inc), ids)
 for _, id in ipairs(ids) do
-  call('SREM', K.held(inc), id)
   local t = call('HMGET', K.task(id), 's', 'o', 'a', 'q', 'pr', 'i', 'or', 'c')
   if t[1] == 'p' and t[2] == inc then
     recover(id, t)

@@ -7,15 +7,15 @@
 local why = refused()
 if why then return reply(why) end
 local inc, items = A[1], A[2]
-local n = 0
+local let_go = {}
 for _, item in ipairs(items) do
   local id = item[1]
   local t = call('HMGET', K.task(id), 's', 'o', 'a', 'q', 'pr')
   if t[1] == 'p' and t[2] == inc and (item[2] == -1 or tonumber(t[3]) == item[2]) then
-    call('SREM', K.held(inc), id)
+    let_go[#let_go + 1] = id
     hand_back(id, t[4], t[5])
-    n = n + 1
   end
 end
+variadic('SREM', K.held(inc), let_go)
 finish_call()
-return reply('OK', n)
+return reply('OK', #let_go)

@@ -10,6 +10,7 @@ if why then return reply(why) end
 local inc, items = A[1], A[2]
 if call('HEXISTS', K.beats, inc) == 0 then return reply('DEAD') end
 local now = now_ms()
+local at = text_of(now)
 local answers, let_go, messages, entries, settled = {}, {}, {}, {}, {S = 0, F = 0, C = 0, R = 0}
 
 -- A cancelled task is ended by the take that would start it again: at once.
@@ -24,10 +25,10 @@ local function settle_final(id, key, t, kind, value)
   local queue = t[4]
   if kind == 'S' then messages[#messages + 1] = K.message(id) end
   if #value <= 64 then
-    call('HSET', key, 's', kind, 'tf', now, 'r', value)
+    call('HSET', key, 's', kind, 'tf', at, 'r', value)
     if t[6] then call('DEL', K.result(id)) end
   else
-    call('HSET', key, 's', kind, 'tf', now)
+    call('HSET', key, 's', kind, 'tf', at)
     store_value(id, value)
   end
   end_task(id, queue, kind, now)
@@ -42,7 +43,7 @@ for i, item in ipairs(items) do
   elseif t[1] ~= 'p' then answers[i] = 2
   else
     let_go[#let_go + 1] = id
-    entries[#entries + 1] = id .. ':' .. attempt
+    entries[#entries + 1] = id .. ':' .. t[3]
     entries[#entries + 1] = item[5]
     if kind == 'R' then settle_retry(id, t[4], item[4], t[5] and 0 or item[6])
     else settle_final(id, key, t, kind, item[4]) end

@@ -1,4 +1,5 @@
 -- What a worker should know once a second: tasks to stop, and, where it asks, what it holds.
+-- flags: allow-oom
 -- ARGV[2] {incarnation, audit}
 -- Reply OK {stops, held}: ids to stop; ids Redis says it holds, or false
 -- May be repeated; a stop whose answer is lost is told again, as it stays with the task (field c) until its end.

@@ -9,6 +9,7 @@ if why then return reply(why) end
 local inc, number, most, queues, grace = A[1], A[2], A[3], A[4], A[5]
 if call('HEXISTS', K.beats, inc) == 0 then return reply('DEAD') end
 local now = now_ms()
+local at = text_of(now)
 local tasks, given, ids, messages = {}, {}, {}, {}
 
 local function inputs_of(id)
@@ -22,15 +23,16 @@ local function inputs_of(id)
 end
 
 local function read(key)
-  return call('HMGET', key, 's', 'n', 'q', 'a', 'f', 'i', 'ts', 'x', 'c', 'in', 'o', 'un', 'or')
+  return call('HMGET', key, 's', 'n', 'a', 'f', 'i', 'ts', 'x', 'c', 'in', 'un', 'or')
 end
 
 -- The message is filled in afterwards, for all at once.
-local function hand_over(id, attempt, t, known)
+local function hand_over(id, attempt, queue, t, known)
   messages[#messages + 1] = K.message(id)
-  local deaths = (tonumber(t[6]) or 0) + math.floor((tonumber(t[13]) or 0) / 2)
-  tasks[#tasks + 1] = {id, attempt, tonumber(t[5]) or 0, deaths, '', tonumber(t[7]) or 0, t[3],
-    t[10] and {t[10], inputs_of(id)} or false, known}
+  local deaths = t[5] and tonumber(t[5]) or 0
+  if t[11] then deaths = deaths + math.floor(t[11] / 2) end
+  tasks[#tasks + 1] = {id, attempt, t[4] and tonumber(t[4]) or 0, deaths, '', tonumber(t[6]) or 0, queue,
+    t[9] and {t[9], inputs_of(id)} or false, known}
 end
 
 local function fill_in()
@@ -49,8 +51,9 @@ if last then
   if last[1] > number then return reply('STALE') end
   if last[1] == number then
     for _, g in ipairs(last[2]) do
-      local t = read(K.task(g[1]))
-      if t[1] == 'p' and t[11] == inc and tonumber(t[4]) == g[2] then hand_over(g[1], g[2], t, g[3]) end
+      local key = K.task(g[1])
+      local t, o = read(key), call('HMGET', key, 'o', 'q')
+      if t[1] == 'p' and o[1] == inc and tonumber(t[3]) == g[2] then hand_over(g[1], g[2], o[2], t, g[3]) end
     end
     fill_in()
     return reply('OK', tasks, false, true)
@@ -81,24 +84,24 @@ local function give(id, queue)
   local key = K.task(id)
   local t = read(key)
   if t[1] ~= 'q' then return end
-  if t[8] and tonumber(t[8]) < now then
+  if t[7] and tonumber(t[7]) < now then
     uncount(id, queue)
     return end_here(id, 'F', 'EXPIRED', 'not started before its expiry')
   end
-  if t[9] then
+  if t[8] then
     uncount(id, queue)
     return end_here(id, 'C', 'CANCELLED', 'cancelled before it ran again')
   end
   local known = knows(t[2])
-  if not known and put_off(id, key, t[12], queue) then
+  if not known and put_off(id, key, t[10], queue) then
     others[queue] = true
     return
   end
-  local attempt = (tonumber(t[4]) or 0) + 1
-  call('HSET', key, 's', 'p', 'a', attempt, 'o', inc, 'tt', now)
+  local attempt = t[3] and t[3] + 1 or 1
+  call('HSET', key, 's', 'p', 'a', t[3] and attempt or '1', 'o', inc, 'tt', at)
   given[#given + 1] = {id, attempt, known}
   ids[#ids + 1] = id
-  hand_over(id, attempt, t, known)
+  hand_over(id, attempt, queue, t, known)
 end
 
 local function ready_what_is_due(queue)

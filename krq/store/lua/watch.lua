@@ -1,4 +1,5 @@
 -- See which tasks have ended, and be told of the end of the others.
+-- flags: allow-oom
 -- ARGV[2] {channel, ids}
 -- Reply OK {answers}, for each id: its final state, or '' while it is open and the channel will hear, or false: unknown
 -- May be repeated.
@@ -9,6 +10,7 @@ local answers = {}
 for i, id in ipairs(A[2]) do
   local s = call('HGET', K.task(id), 's')
   if s and not FINAL[s] then
+    call('HSET', K.task(id), 'wa', 1)
     call('SADD', K.watchers(id), A[1])
     call('EXPIRE', K.watchers(id), 3600)
     s = ''

@@ -1,0 +1,50 @@
+# Needs Python >= 3.11, git and make. The first target you run sets up .venv and fetches Kafka's jars, once.
+
+PYTHON ?= $(shell for each in python3.13 python3.12 python3.11 python3.14 python3 python; do \
+	command -v $$each >/dev/null 2>&1 && $$each -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& { echo $$each; break; }; done)
+
+BIN := .venv/bin
+STAMP := .venv/.set-up
+
+.PHONY: help setup demo test lint unit bench clean
+
+help:
+	@echo 'make demo    real servers, two workers, the words of real files; ends by itself'
+	@echo 'make test    lint, types, layers and all tests, on real Kafka and Valkey'
+	@echo 'make lint    ruff, mypy and import-linter alone'
+	@echo 'make bench   the benchmarks'
+	@echo 'make setup   .venv and the downloads, and nothing else'
+	@echo 'make clean   remove .venv and whatever tools left'
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@test -n '$(PYTHON)' || { echo 'KRQ needs Python 3.11 or newer with the venv module (Debian: apt install python3-venv).' >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo 'Installing into .venv'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --group test
+	@echo 'Fetching Apache Kafka (45 MB, once for this user)'
+	@$(BIN)/python -c 'from krq.dev.kafka import resolve_kafka; resolve_kafka()'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python examples/demo.py
+
+test: lint unit
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/mypy --strict krq
+	$(BIN)/lint-imports
+
+unit: $(STAMP)
+	$(BIN)/pytest -q
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv .krq .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist krq.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

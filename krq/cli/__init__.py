@@ -1,0 +1,5 @@
+"""The command line, ``krq``: one file for each concern."""
+
+from krq.cli.root import main
+
+__all__ = ["main"]

@@ -1,0 +1,264 @@
+"""Commands that look: what is where, as a table or as JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import msgspec
+
+from krq.cli import text
+from krq.cli.target import connected
+from krq.core import KRQ
+from krq.info import QueueStats, Stats, TaskInfo
+from krq.states import TaskStatus
+
+NUMBERS = ("READY", "SCHEDULED", "BACKLOG", "SUCCEEDED", "FAILED", "CANCELLED", "RETRIED")
+
+name_option = click.option("--name", metavar="TASK", help="Only tasks of this name.")
+
+
+@click.command(short_help="Numbers of each queue and of all.")
+@text.json_option
+@connected
+def stats(app: KRQ, as_json: bool) -> None:
+    """Numbers of each queue and of all.
+
+    READY waits for a worker, SCHEDULED for its time, BACKLOG in the log ("?": the broker does not answer).
+
+    \b
+    Example:
+      krq stats
+      krq stats --json | jq '.queues.default.ready'
+    """
+    found = app.stats()
+    if as_json:
+        text.print_json(found)
+        return
+    if found.queues:
+        text.print_table(("QUEUE", *NUMBERS, ""), [_queue_row(queue) for queue in found.queues.values()], right=NUMBERS)
+        click.echo()
+    click.echo(_summary(found))
+
+
+def _queue_row(queue: QueueStats) -> list[Any]:
+    backlog = "?" if queue.backlog < 0 else queue.backlog
+    paused = text.Styled("paused", "yellow") if queue.paused else text.Styled(" ", None)
+    return [queue.queue, queue.ready, queue.scheduled, backlog, queue.succeeded, queue.failed, queue.cancelled, queue.retried, paused]
+
+
+def _summary(found: Stats) -> str:
+    parts = [text.count(found.workers, "worker"), f"{found.processing:,} processing", f"{found.waiting:,} waiting for others"]
+    if found.dead:
+        parts.append(click.style(text.count(found.dead, "dead letter"), fg="red"))
+    if found.outbox:
+        parts.append(f"{found.outbox:,} ended but not logged yet")
+    return ", ".join(parts)
+
+
+@click.command(short_help="The live workers.")
+@text.json_option
+@connected
+def workers(app: KRQ, as_json: bool) -> None:
+    """The live workers: a line for each of their processes.
+
+    \b
+    Example:
+      krq workers
+    """
+    found = app.workers()
+    if as_json:
+        text.print_json(found)
+    elif not found:
+        click.echo("No worker is alive. Start one with `krq worker APP`.")
+    else:
+        rows = [
+            [one.id, one.host, one.pid, f"{one.busy}/{one.slots}", one.succeeded, one.failed, one.retried,
+             text.coarse(time.time() - one.started) if one.started else "", text.ago(one.beat), ", ".join(one.queues)]
+            for one in found
+        ]
+        columns = ("WORKER", "HOST", "PID", "BUSY", "SUCCEEDED", "FAILED", "RETRIED", "UP", "BEAT", "QUEUES")
+        text.print_table(columns, rows, right=("PID", "BUSY", "SUCCEEDED", "FAILED", "RETRIED", "UP"))
+
+
+@click.command(short_help="Tasks that are queued or being processed.")
+@name_option
+@text.limit_option
+@text.json_option
+@connected
+def pending(app: KRQ, name: str | None, limit: int, as_json: bool) -> None:
+    """Tasks that are queued or being processed.
+
+    \b
+    Example:
+      krq pending --name add -n 10
+    """
+    found = app.tasks(TaskStatus.PROCESSING, name, limit)
+    found += app.tasks(TaskStatus.QUEUED, name, limit - len(found)) if len(found) < limit else []
+    if _empty_or_json(found, as_json, "No task is queued or being processed."):
+        return
+    rows = [
+        [one.id, one.name, one.status, one.queue, one.attempt, text.ago(one.sent), _running(one), one.worker if one.started else ""]
+        for one in found
+    ]
+    text.print_table(("ID", "TASK", "STATUS", "QUEUE", "ATTEMPT", "SENT", "RUNNING", "WORKER"), rows, right=("ATTEMPT",))
+    _more(found, limit)
+
+
+def _running(one: TaskInfo) -> str:
+    if one.status is not TaskStatus.PROCESSING or one.started is None:
+        return ""
+    progress = f" ({one.progress[0]}/{one.progress[1]})" if one.progress else ""
+    return text.coarse(time.time() - one.started) + progress
+
+
+@click.command(short_help="Tasks that have ended, the latest first.")
+@click.option("--status", type=click.Choice([one.value for one in TaskStatus if one.final]), help="Only tasks that ended so.")
+@name_option
+@text.limit_option
+@text.json_option
+@connected
+def recent(app: KRQ, status: str | None, name: str | None, limit: int, as_json: bool) -> None:
+    """Tasks that have ended, the latest first.
+
+    \b
+    Example:
+      krq recent --status failed
+    """
+    wanted = [TaskStatus(status)] if status else [one for one in TaskStatus if one.final]
+    found = [one for each in wanted for one in app.tasks(each, name, limit)]
+    found = sorted(found, key=lambda one: one.finished or 0, reverse=True)[:limit]
+    if _empty_or_json(found, as_json, "No task has ended yet."):
+        return
+    rows = [
+        [one.id, one.name, one.status, one.queue, one.attempt, text.ago(one.finished), text.between(one.started, one.finished), _end(one)]
+        for one in found
+    ]
+    text.print_table(("ID", "TASK", "STATUS", "QUEUE", "ATTEMPT", "ENDED", "TOOK", "RESULT"), rows, right=("ATTEMPT", "TOOK"))
+    _more(found, limit)
+
+
+def _end(one: TaskInfo) -> str:
+    if one.status is TaskStatus.SUCCESS:
+        return msgspec.json.encode(one.result).decode()
+    return _error(one)
+
+
+def _error(one: TaskInfo) -> str:
+    return "" if one.error is None else f"{one.error.type}: {one.error.message}" if one.error.message else one.error.type
+
+
+@click.command(short_help="Tasks that wait for their time, the next first.")
+@name_option
+@text.limit_option
+@text.json_option
+@connected
+def delayed(app: KRQ, name: str | None, limit: int, as_json: bool) -> None:
+    """Tasks that wait for their time (a delay, an ETA, the back-off before another attempt), the next first.
+
+    \b
+    Example:
+      krq delayed
+    """
+    found = sorted(app.tasks(TaskStatus.SCHEDULED, name, limit), key=lambda one: one.due or 0)
+    if _empty_or_json(found, as_json, "No task is scheduled."):
+        return
+    rows = [[one.id, one.name, one.queue, one.attempt, text.until(one.due), text.ago(one.sent), _error(one)] for one in found]
+    text.print_table(("ID", "TASK", "QUEUE", "ATTEMPT", "DUE", "SENT", "LAST ERROR"), rows, right=("ATTEMPT",))
+    _more(found, limit)
+
+
+def _empty_or_json(found: Sequence[Any], as_json: bool, nothing: str) -> bool:
+    """Print what is no table; whether that was all."""
+    if as_json:
+        text.print_json(found)
+    elif not found:
+        click.echo(nothing)
+    return as_json or not found
+
+
+def _more(found: Sequence[Any], limit: int) -> None:
+    if len(found) >= limit:
+        click.echo(f"There may be more than these {limit}: see --limit.", err=True)
+
+
+@click.command(short_help="Dead letters: what could not be run, and why.")
+@text.limit_option
+@text.json_option
+@connected
+def dead(app: KRQ, limit: int, as_json: bool) -> None:
+    """Dead letters: messages that could not be run, and why; the latest first. --json has the original bytes, too.
+
+    \b
+    Example:
+      krq dead --json | jq -r '.[0].value'
+    """
+    found = app.dead_letters(limit)
+    if _empty_or_json(found, as_json, "There are no dead letters."):
+        return
+    rows = [[text.ago(one.at / 1000), one.code, one.name, one.id, one.queue, f"{one.partition}/{one.offset}", one.reason] for one in found]
+    text.print_table(("WHEN", "CODE", "TASK", "ID", "QUEUE", "PLACE", "REASON"), rows)
+    _more(found, limit)
+
+
+@click.command(short_help="Workers that died, the latest first.")
+@text.limit_option
+@text.json_option
+@connected
+def failures(app: KRQ, limit: int, as_json: bool) -> None:
+    """Workers that ended without being asked to, the latest first; HELD tasks were given to others.
+
+    \b
+    Example:
+      krq failures
+    """
+    found = app.failures(limit)
+    if _empty_or_json(found, as_json, "No worker has died."):
+        return
+    rows = [[text.ago(one.at), one.worker, one.host, one.cause, one.held, ", ".join(one.ran)] for one in found]
+    text.print_table(("WHEN", "WORKER", "HOST", "CAUSE", "HELD", "WAS RUNNING"), rows, right=("HELD",))
+    _more(found, limit)
+
+
+@click.command(short_help="One task: where it stands, its result, its error.")
+@click.argument("task_id", metavar="ID")
+@text.json_option
+@connected
+def task(app: KRQ, task_id: str, as_json: bool) -> None:
+    """One task: where it stands, its times, its result or its error with the worker's traceback.
+
+    \b
+    Example:
+      krq task 019a2b3c4d5e0123456789abcdef
+    """
+    one = app.status(task_id)
+    if as_json:
+        text.print_json(one)
+        return
+    for label, value in _details(one):
+        if value:
+            click.echo(f"{label:<10}{value}")
+    if one.error is not None and one.error.traceback:
+        click.echo("\n" + text.printable(one.error.traceback.rstrip()))
+
+
+def _details(one: TaskInfo) -> list[tuple[str, str]]:
+    took = text.between(one.started, one.finished)
+    attempts = f"{one.attempt}" + (f", {text.count(one.failures, 'failure')}" if one.failures else "")
+    attempts += f", {text.count(one.deaths, 'death')} of its worker" if one.deaths else ""
+    return [
+        ("ID", one.id), ("Task", text.cell(one.name).text), ("Status", text.status(one.status)),
+        ("Result", msgspec.json.encode(one.result).decode() if one.status is TaskStatus.SUCCESS else ""),
+        ("Error", text.cell(_error(one)).text if one.error else ""),
+        ("Progress", f"{one.progress[0]}/{one.progress[1]}" if one.progress else ""),
+        ("Queue", text.cell(one.queue).text), ("Priority", str(one.priority or "")),
+        ("Attempt", attempts if one.attempt else ""), ("Worker", one.worker),
+        ("Sent", text.clock(one.sent) if one.sent else ""), ("Due", text.clock(one.due) if one.due else ""),
+        ("Started", text.clock(one.started) if one.started else ""),
+        ("Ended", text.clock(one.finished) + (f", it took {took}" if took else "") if one.finished else ""),
+    ]
+
+
+COMMANDS: tuple[click.Command, ...] = (stats, workers, pending, recent, delayed, task, dead, failures)
