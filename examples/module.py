@@ -6,6 +6,7 @@
 
 import logging
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from krq import KRQ, Module, ResultTimeout
@@ -17,7 +18,7 @@ from krq.outcome import Outcome, Succeeded
 class ResultsLog(Module):
     """Owns the option `quiet`, which keeps a task out of the file. An observer: it decides nothing."""
 
-    options = {"quiet": bool}
+    options: Mapping[str, Any] = {"quiet": bool}
 
     def __init__(self, path: str) -> None:
         self._path = path

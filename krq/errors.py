@@ -18,7 +18,8 @@ class KRQError(Exception):
 
     def __str__(self) -> str:
         text = self.cause.rstrip(".")
-        return f"{text}. {self.advice} [{self.code}]" if self.advice else f"{text} [{self.code}]"
+        text = text if text.endswith("?") or not self.advice else f"{text}."
+        return f"{text} {self.advice} [{self.code}]" if self.advice else f"{text} [{self.code}]"
 
 
 # --- set-up and connections ------------------------------------------------------------------

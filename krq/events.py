@@ -23,7 +23,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     failures: int = 0
     deaths: int = 0
     worker: str = ""
-    result: msgspec.Raw | None = None
+    result: Any = None
     error: ErrorInfo | None = None
     sent: int = 0
     started: int = 0

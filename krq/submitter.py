@@ -60,7 +60,7 @@ class Submitter:
 
     def _build(self, call: Call) -> tuple[str, Message]:
         if call.task is not None:
-            call.task.bind(call.args, call.kwargs)
+            call.task.bind([*_awaited(call.options), *call.args], call.kwargs)
         settings = call.task.settings if call.task is not None else {}
         options: dict[str, Any] = {name: settings[name] for name in ("queue", "priority", "expires") if name in settings}
         options.update(call.options)
@@ -136,6 +136,16 @@ def _check(msg: Message) -> None:
     if any(not isinstance(name, str) for name in msg.kwargs):
         raise MessageInvalid("Keyword arguments need names that are strings")
     message.check_options(msg)
+
+
+def _awaited(options: Mapping[str, Any]) -> Sequence[None]:
+    """As many places as the results that it waits for will take in front of its own arguments."""
+    match options.get("inputs", "none"):
+        case "prepend":
+            return [None] * len(options.get("after", ()))
+        case "list" if options.get("after"):
+            return [None]
+    return []
 
 
 def _eta(options: Mapping[str, Any], now: float) -> float | None:

@@ -167,3 +167,24 @@ def none_come(consumer: Consumer, seconds: float = 0.5) -> bool:
 
 def values(polled: Iterable[tuple[int, Incoming]]) -> list[str]:
     return [each.value.decode() for _, each in polled]
+
+
+def gather(consumer: Any, count: int) -> list[Any]:
+    """The batches of the next so many records."""
+    found: list[Any] = []
+
+    def read() -> bool:
+        found.extend(consumer.poll(0.1))
+        return sum(len(batch.records) for batch in found) >= count
+
+    until(read)
+    return found
+
+
+def one_partition(case: Case, broker: Any, count: int) -> Any:
+    """A consumer of a topic of one partition that has polled so many records."""
+    broker.ensure([case.topic], 1)
+    case.publish(broker, range(count))
+    consumer = case.consumer(broker)
+    poll(consumer, count)
+    return consumer

@@ -139,6 +139,9 @@ class Model:
         task.state, task.value = state, value
         self.done.append(task.record.id)
         self._count(task.record.queue, state)
+        for on in task.after:
+            if not self.depended(on):
+                self.dependents.pop(on, None)
         if self.dependents.get(task.record.id):
             self._ended.append((task.record.id, state == "S"))
 
@@ -385,8 +388,9 @@ class Model:
         """``past``: whether everything lies behind the horizon."""
         if not past:
             return ["OK", 0]
-        gone = {i for i in self.done if self.tasks[i].state in FINAL and self.tasks[i].places is None and not self.depended(i)}
-        self.done = [i for i in self.done if i not in gone and self.tasks[i].state in FINAL]
+        ended = {i for i in self.done if self.tasks[i].state in FINAL}
+        gone = {i for i in ended if self.tasks[i].places is None and not self.depended(i)}
+        self.done = [i for i in self.done if i in ended - gone]
         for i in gone:
             del self.tasks[i]
             self.dependents.pop(i, None)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from broker_cases import Case, confirmed, poll, until, values
+from broker_cases import Case, confirmed, gather, one_partition, poll, until, values
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource
 from kafka.partitioner.default import murmur2
@@ -49,18 +49,6 @@ def settings_of(admin: Any, topic: str) -> dict[str, str]:
     return {name: entry["value"] for name, entry in found["topic"][topic].items()}
 
 
-def gather(consumer: Any, count: int) -> list[Any]:
-    """The batches of the next so many records."""
-    found: list[Any] = []
-
-    def read() -> bool:
-        found.extend(consumer.poll(0.1))
-        return sum(len(batch.records) for batch in found) >= count
-
-    until(read)
-    return found
-
-
 # --- topics --------------------------------------------------------------------------------------
 
 
@@ -83,7 +71,7 @@ def test_an_existing_topic_stays_as_it_is_with_one_warning(
     case: Case, broker: Any, admin: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = {"num_partitions": 2, "replication_factor": 1, "configs": {"retention.ms": "60000"}}
-    admin.create_topics({case.topic: settings})
+    admin.create_topics({case.topic: settings}, wait_for_metadata=True)
     with caplog.at_level(logging.WARNING, "krq.broker"):
         broker.ensure([case.topic], 7)
         case.publish(broker, "x")
@@ -259,15 +247,6 @@ def test_closing_flushes_what_is_under_way(case: Case, broker: Any) -> None:
 
 
 # --- marks and commits ---------------------------------------------------------------------------
-
-
-def one_partition(case: Case, broker: Any, count: int) -> Any:
-    """A consumer of a topic of one partition that has polled so many records."""
-    broker.ensure([case.topic], 1)
-    case.publish(broker, range(count))
-    consumer = case.consumer(broker)
-    poll(consumer, count)
-    return consumer
 
 
 def test_seek_goes_back_and_forth_and_position_follows(case: Case, broker: Any) -> None:

@@ -213,7 +213,7 @@ def test_poll_gives_at_most_one_batch_a_partition_with_its_bounds(case: Case, br
         batches = consumer.poll(1)
         assert len({(batch.topic, batch.partition) for batch in batches}) == len(batches)
         for batch in batches:
-            assert batch.topic_id
+            assert batch.topic_id == consumer.topic_id(batch.topic) != ""
             assert batch.first == left.get(batch.partition, batch.records[0].offset) or not broker.ordered
             left[batch.partition] = batch.next
             count += len(batch.records)
@@ -331,6 +331,18 @@ def test_lag_counts_what_is_not_complete(case: Case, broker: Any) -> None:
         consumer.commit({at: consumer.position(*at) for at in consumer.assigned() if broker.ordered})
     assert broker.lag([case.topic], case.group) == {case.topic: 0}
     assert broker.pending(case.topic, case.group) == 0
+
+
+def test_unread_counts_what_nobody_has_polled(case: Case, broker: Any) -> None:
+    case.publish(broker, range(30))
+    assert broker.unread([case.topic], case.group, {}) == {case.topic: 30}
+    consumer = case.consumer(broker)
+    poll(consumer, 30)
+    marks = {at: consumer.position(*at) for at in consumer.assigned()} if broker.ordered else {}
+    assert broker.unread([case.topic], case.group, marks) == {case.topic: 0}
+    case.publish(broker, range(7))
+    assert broker.unread([case.topic], case.group, marks) == {case.topic: 7}
+    assert broker.lag([case.topic], case.group) == {case.topic: 37}
 
 
 def test_read_gives_the_newest_records_oldest_first(case: Case, broker: Any) -> None:

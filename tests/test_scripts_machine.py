@@ -89,7 +89,7 @@ class Scripts(RuleBasedStateMachine):
         pipeline = self.store.redis.pipeline()
         for n, (i, later) in enumerate(self.model.later.items()):
             queue, score = found[i]
-            assert (score > now) == later or 1 < n < 0, (i, score, now, later)
+            assert (score > now) == later, i
             pipeline.zadd(self.store.keys("scheduled", queue), {i: FAR + n if later else n})
         pipeline.execute()
 
@@ -97,13 +97,13 @@ class Scripts(RuleBasedStateMachine):
 
     def publish(self, part: tuple[str, int], i: str, pick: int, after: list[str]) -> Record:
         choose = iter(f"{pick:020b}")
-        odd, soon, late, dead, high, low, other, list_, often = (next(choose) == "1" and next(choose) == "1" for _ in range(9))
+        odd, late, dead, high, low, other, list_, often = (next(choose) + next(choose) == "11" for _ in range(8))
         queue = QUEUES[int(i[1:]) % 2]
         part = part if part[0] == queue else next(p for p in PARTS if p[0] == queue)
         raw = f"{{{i}}}" + "!" * int(other)
         due = FAR if late else 0
         record = Record(
-            i, "odd" if odd else "add", queue, part[1], len(self.log[part]), raw, len(raw), high - low, due, 1 if dead and soon else 0,
+            i, "odd" if odd else "add", queue, part[1], len(self.log[part]), raw, len(raw), high - low, due, 1 if dead else 0,
             tuple(after), "prepend" if list_ else 0, int(time.time() * 1000), 2 * often,
         )  # fmt: skip
         self.log[part].append(record)
@@ -146,12 +146,13 @@ class Scripts(RuleBasedStateMachine):
 
     def worker(self, pick: int) -> str:
         """Mostly a live one."""
-        alive = sorted(self.model.workers) if pick % 5 else sorted(self.numbers)
-        return (alive or sorted(self.numbers))[pick % len(alive or self.numbers)]
+        busy = sorted(inc for inc in self.model.workers if self.model.held(inc))
+        some = (pick % 3 and busy) or (pick % 5 and sorted(self.model.workers)) or sorted(self.numbers)
+        return some[pick % len(some)]
 
     @rule(pick=picks, most=st.integers(0, 5), queues=st.sampled_from([QUEUES, ["qb", "qa"], ["qa"]]), patient=st.booleans(), twice=st.booleans())
     def take(self, pick: int, most: int, queues: list[str], patient: bool, twice: bool) -> None:
-        inc = self.worker(pick)
+        inc = self.worker(pick * 3)
         self.numbers[inc] += 1
         number = self.numbers[inc]
         self.again(lambda: self.make_take(inc, number, most, queues, patient, twice))
@@ -320,4 +321,5 @@ def test_scripts_do_as_the_model_does(server: ValkeyServer) -> None:
     """P2, P3, P5: the whole state after each call."""
     machine = type("Machine", (Scripts,), {"server": server})
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-    run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=60, deadline=None, suppress_health_check=checks, print_blob=True))
+    wanted = settings(max_examples=80, stateful_step_count=70, deadline=None, suppress_health_check=checks, print_blob=True)
+    run_state_machine_as_test(machine, settings=wanted)

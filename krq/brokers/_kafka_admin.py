@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import kafka.errors as kafka_errors
@@ -17,6 +18,7 @@ from krq.errors import BrokerConnectionError, ConfigError
 
 _log = logging.getLogger("krq.broker")
 _T = TypeVar("_T")
+_NO_MARKS: Mapping[tuple[str, int], int] = MappingProxyType({})
 _PAUSE = 0.1  # seconds between two attempts
 _LEAST = 2.0  # seconds an attempt gets at least
 _UNKNOWN_TOPIC = kafka_errors.UnknownTopicOrPartitionError.errno
@@ -71,7 +73,7 @@ class Admin:
         return self._call(ask, timeout)
 
     def lag(
-        self, topics: Sequence[str], group: str, timeout: float, marks: Mapping[tuple[str, int], int] = {}
+        self, topics: Sequence[str], group: str, timeout: float, marks: Mapping[tuple[str, int], int] = _NO_MARKS
     ) -> dict[str, int]:
         """Records after the mark of their partition, else after its committed offset, by topic."""
         bounds = self.offsets(topics, timeout)
@@ -141,20 +143,22 @@ class Admin:
             raise ConfigError(f"{self._clients.name} refused: {describe(error)}", cure=_cure(error)) from error
 
     def _create(self, client: Any, topics: list[str], partitions: int | None, timeout: float) -> None:
-        there = {}
+        there = set()
         for found in client.describe_topics(topics):
             if found["error_code"] == 0:
-                there[found["name"]] = found
+                there.add(found["name"])
             elif found["error_code"] != _UNKNOWN_TOPIC:
                 raise kafka_errors.for_code(found["error_code"])(found["name"])
         wanted = {topic: self._settings(partitions) for topic in topics if topic not in there}
         if wanted:
             answer = client.create_topics(wanted, timeout_ms=int(max(timeout, _LEAST) * 1000), raise_errors=False)
             for result in answer["topics"]:
-                if result["error_code"] not in (0, _EXISTS):
+                if result["error_code"] == _EXISTS:  # another was quicker: KRQ, or somebody with other settings
+                    there.add(result["name"])
+                elif result["error_code"]:
                     raise kafka_errors.for_code(result["error_code"])(result["error_message"] or result["name"])
             client.wait_for_topics(list(wanted), timeout_ms=int(max(timeout, _LEAST) * 1000))
-        self._check_retention(client, [topic for topic in there if topic not in self._warned])
+        self._check_retention(client, sorted(there - self._warned))
 
     def _settings(self, partitions: int | None) -> dict[str, Any]:
         config = self._clients.config

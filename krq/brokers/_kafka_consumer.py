@@ -267,7 +267,7 @@ class KafkaGroupConsumer:
         return Batch(at.topic, at.partition, self._ids.get(at.topic, ""), first, following, incoming)
 
     def _gap(self, at: TopicPartition, expected: int, first: int) -> int:
-        """The fetch position before ``first``: ``expected`` (compaction, transaction markers) unless the log was cut."""
+        """The fetch position before ``first``: ``expected`` (compaction, markers) unless the log's head was cut off."""
         try:
             begin = int(self._client.beginning_offsets([at], timeout_ms=int(_ASK * 1000))[at])
         except kafka_errors.KafkaError:

@@ -210,7 +210,7 @@ class Publication:
         _done_within(future, left)
 
     def _heal(self) -> None:
-        """Nothing was confirmed for a second: is a topic gone? Then make it again, as the producer would wait for it."""
+        """Nothing was confirmed for a second: is a topic gone? Then make it again: the producer waits for it."""
         left = min(self._left() / 2, _STALL)
         try:
             self.publisher.clients.probe(left)

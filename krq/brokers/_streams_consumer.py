@@ -189,7 +189,7 @@ class StreamsConsumer:
                 raise translate(self._name, error) from error
 
     def _reply_lost(self) -> None:
-        """A command may have dealt records whose reply never came: read the own pending list from where it was known."""
+        """A command may have dealt records whose reply never came: read the own pending list from there on."""
         for topic in self._topics:
             known = "0-0" if self._looking == topic else self._seen.get(topic, "0-0")
             self._again[topic] = min(known, self._again.get(topic, known), key=_order)

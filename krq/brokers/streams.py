@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -45,7 +45,7 @@ _PAUSE = 0.1  # seconds between two attempts to connect
 
 
 class StreamsBroker:
-    """``Broker`` over Redis Streams. Thread-safe; connects at first use; not usable after a fork, nor after ``close``."""
+    """``Broker`` over Redis Streams. Thread-safe; connects at first use; not usable after a fork or ``close``."""
 
     ordered = False
 
@@ -97,7 +97,7 @@ class StreamsBroker:
         """See ``Broker.lag``: records not yet dealt out, and those dealt out and not complete."""
         return {topic: self._fresh(topic, group) + self.pending(topic, group) for topic in topics}
 
-    def unread(self, topics: Sequence[str], group: str, marks: Mapping[tuple[str, int], int]) -> dict[str, int]:  # noqa: ARG002
+    def unread(self, topics: Sequence[str], group: str, marks: Mapping[tuple[str, int], int]) -> dict[str, int]:
         """See ``Broker.unread``: records not yet dealt out."""
         return {topic: self._fresh(topic, group) for topic in topics}
 

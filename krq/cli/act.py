@@ -80,11 +80,11 @@ def pause(app: KRQ, queue: str) -> None:
     Example:
       krq pause default
     """
-    known = _queues(app)
     app.pause(queue)
     click.echo(f"{queue} is paused; `krq resume {queue}` lets it go on.")
-    if queue not in known:
-        click.echo(f"Note: no task and no worker has used a queue of this name yet; there are {', '.join(known) or 'none'}.", err=True)
+    served = sorted({name for one in app.workers() for name in one.queues})
+    if served and queue not in served:
+        click.echo(f"Note: no live worker serves a queue of this name; they serve {', '.join(served)}.", err=True)
 
 
 @click.command(short_help="Undo pause.")
@@ -97,9 +97,8 @@ def resume(app: KRQ, queue: str) -> None:
     Example:
       krq resume default
     """
-    paused = queue in (known := _queues(app)) and known[queue].paused
     app.resume(queue)
-    click.echo(f"{queue} goes on." if paused else f"{queue} was not paused.")
+    click.echo(f"{queue} goes on.")
 
 
 @click.command(short_help="Drop all that waits in a queue.")

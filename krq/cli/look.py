@@ -11,6 +11,7 @@ import msgspec
 
 from krq.cli import text
 from krq.cli.target import connected
+from krq.config import mask
 from krq.core import KRQ
 from krq.info import QueueStats, Stats, TaskInfo
 from krq.states import TaskStatus
@@ -41,6 +42,8 @@ def stats(app: KRQ, as_json: bool) -> None:
         text.print_table(("QUEUE", *NUMBERS, ""), [_queue_row(queue) for queue in found.queues.values()], right=NUMBERS)
         click.echo()
     click.echo(_summary(found))
+    if any(queue.backlog < 0 for queue in found.queues.values()):
+        click.echo(f"Note: the broker, {mask(app.config.broker)}, does not answer, so BACKLOG is not known.", err=True)
 
 
 def _queue_row(queue: QueueStats) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from krq.cli import act, dev, look, submit, worker
-from krq.cli.text import fail
+from krq.cli.text import cell, fail
 from krq.errors import KRQError, TaskFailed
 from krq.version import __version__
 
@@ -77,7 +77,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except TaskFailed as error:
-        return fail(f"{error.cause}. `krq task {error.task_id}` shows where [{error.code}]")
+        return fail(f"{cell(error.cause).text}. `krq task {error.task_id}` shows where [{error.code}]")
     except KRQError as error:
         return fail(str(error))
     except OSError as error:

@@ -111,7 +111,7 @@ def _broken(place: str, error: Exception) -> AppNotFound:
     if isinstance(error, SyntaxError):
         click.echo(text, err=True)
         text = f"{type(error).__name__}: {error}"
-    return AppNotFound(f"{place} cannot be imported: {text}", cure="Mend it; `python` gives the same error.")
+    return AppNotFound(f"{place} cannot be imported: {text}", cure="Mend what the lines above show.")
 
 
 def _is_ours(filename: str) -> bool:
@@ -128,7 +128,7 @@ def _find(module: ModuleType, place: str, attribute: str, *, given: bool) -> KRQ
     if apps:
         cure = f"It has {', '.join(apps)}: write {' or '.join(f'{place}:{name}' for name in apps)}."
     else:
-        cure = f"No KRQ is in {place}: write `{attribute} = krq.KRQ()` there."
+        cure = f"No KRQ is in {place}: write `{'app' if found is not None else attribute} = krq.KRQ()` there."
     if found is not None:
         raise AppNotFound(f"{attribute} in {place} is no KRQ but {_article(type(found).__name__)}", cure=cure)
     raise AppNotFound(f"{place} has no {attribute!r}" + ("" if given else ", which is looked for when no name is given"), cure=cure)

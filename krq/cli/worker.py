@@ -61,11 +61,10 @@ def refuse_other_servers(app: KRQ, target: str) -> None:
         if given is not None and not same(mine, given):
             wrong.append(f"{name}={mask(mine)!r} where `krq dev` has {mask(given)!r}")
     if wrong:
-        raise ConfigError(
-            f"{target} names other servers in its KRQ(...): {' and '.join(wrong)}",
-            cure="Leave them out there: KRQ() takes KRQ_BROKER and KRQ_BACKEND. Or start that worker with `krq worker`"
-                 + ("." if app.config.broker.startswith("redis") else ", or Kafka here, too, with `krq dev --kafka`."),
-        )
+        cure = "Leave them out there: KRQ() takes KRQ_BROKER and KRQ_BACKEND. Or run it against its own servers with `krq worker`."
+        if os.environ.get("KRQ_BROKER", "").startswith("redis") and not app.config.broker.startswith("redis"):
+            cure += " Or start Kafka here, too: `krq dev --kafka`."
+        raise ConfigError(f"{target} names other servers in its KRQ(...): {' and '.join(wrong)}", cure=cure)
 
 
 COMMANDS: tuple[click.Command, ...] = (worker,)

@@ -138,7 +138,8 @@ class Workers:
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
             # a session of its own: Ctrl-C in the terminal is for us, and we stop the workers before the servers
             [sys.executable, "-I", "-S", str(GUARD), Server.guard, str(os.getpid()),
-             sys.executable, "-m", "krq", "worker", *self._arguments],
+             # -P: the working directory comes to sys.path once KRQ is loaded, so that no queue.py there hides Python's
+             sys.executable, "-P", "-m", "krq", "worker", *self._arguments],
             env={**os.environ, **self._stack.environment},
             stdin=subprocess.PIPE if Server.guard == "pipe" else subprocess.DEVNULL,
             start_new_session=True,

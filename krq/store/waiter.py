@@ -42,8 +42,10 @@ class Waiter:
     def futures(self, task_ids: Sequence[str]) -> list[Future]:
         """One future for each id: its final state ``S``, ``F`` or ``C``, or "" for a task that nobody knows.
 
-        Done at once for those that have ended. Raises as ``Store.call``. ``drop`` those no longer wanted.
+        Done at once for those that have ended. ``drop`` those no longer wanted. While Redis is away it goes on waiting;
+        only a Redis that never answered raises, as ``Store.call`` does.
         """
+        known = bool(self._store.epoch.id)
         self._listen()
         made: list[Future] = [concurrent.futures.Future() for _ in task_ids]
         with self._lock:
@@ -52,9 +54,10 @@ class Waiter:
         try:
             self._watch(task_ids)
         except KRQError:
-            for task_id, future in zip(task_ids, made, strict=True):
-                self.drop(task_id, future)
-            raise
+            if not known:
+                for task_id, future in zip(task_ids, made, strict=True):
+                    self.drop(task_id, future)
+                raise
         return made
 
     def drop(self, task_id: str, future: Future) -> None:
@@ -112,7 +115,7 @@ class Waiter:
                     raise
 
     def _read(self, subscription: Any) -> None:
-        look_at = time.monotonic() + self._look
+        look_at = time.monotonic()
         while not self._closed:
             notice = subscription.get_message(timeout=max(0.0, min(0.5, look_at - time.monotonic())))
             if notice is not None and notice["type"] == "subscribe":

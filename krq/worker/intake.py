@@ -105,7 +105,9 @@ class Intake:
                 del self._waiting[part]
             else:
                 self._offer(consumer, batch)
-        for batch in consumer.poll(FULL if self._waiting else 0.1):
+        batches = consumer.poll(FULL if self._waiting else 0.1)
+        self._meet(consumer)
+        for batch in batches:
             self._offer(consumer, batch)
         now = time.monotonic()
         if now - self._ticked >= TICK:
@@ -222,7 +224,7 @@ class Intake:
         consumer = self._consumer
         if consumer is None or not self._broker.ordered:
             return
-        parts = [part for part in consumer.assigned() if self._knows(consumer, part)]
+        parts = [part for part in consumer.assigned() if part in self._ids]
         look = not commit_only and time.monotonic() - self._looked >= LOOK
         if look:
             self._looked = time.monotonic()
@@ -241,15 +243,15 @@ class Intake:
                 self._compare(consumer, part, told[0])
         consumer.commit(lows)
 
-    def _knows(self, consumer: Consumer, part: Part) -> bool:
-        """Whether the partition's topic is known; where it is seen for the first time its mark is made."""
-        if part not in self._ids:
+    def _meet(self, consumer: Consumer) -> None:
+        """Make the marks of partitions that are new here: without them a submitter can't take the short cut."""
+        if not self._broker.ordered:
+            return
+        for part in consumer.assigned() - self._ids.keys():
             topic_id = consumer.topic_id(part[0])
-            if topic_id is None:
-                return False
-            self._ids[part] = topic_id
-            self._make_marks([part])
-        return True
+            if topic_id is not None:
+                self._ids[part] = topic_id
+                self._make_marks([part])
 
     def _compare(self, consumer: Consumer, part: Part, mark: int) -> None:
         """Go where the mark is: it may have moved back (Redis lost its last second) or on (another read ahead)."""

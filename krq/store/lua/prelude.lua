@@ -174,6 +174,7 @@ local function let_go_of_dependencies(id)
   if not after then return end
   for _, on in ipairs(cmsgpack.unpack(after)) do
     if call('HINCRBY', K.task(on), 'rd', -1) <= 0 then
+      call('DEL', K.dependents(on)) -- all in it have ended
       local s = call('HGET', K.task(on), 's')
       if not s then call('DEL', K.task(on))
       elseif s == 'm' then call('EXPIRE', K.task(on), MARKER_S) end
