@@ -117,15 +117,12 @@ def test_close_may_be_repeated_and_is_quick_and_final(case: Case, broker: Any) -
 
 
 def test_publish_confirms_with_positions_that_others_read(case: Case, broker: Any) -> None:
+    assert broker.publish([], 1) == []
     positions = case.publish(broker, range(10))
     assert {at.topic for at in positions} == {case.topic}
     assert len(set(positions)) == 10
     found = {(partition, each.offset): each.value for partition, each in case.broker().read(case.topic, 100)}
     assert found == {(at.partition, at.offset): str(n).encode() for n, at in enumerate(positions)}
-
-
-def test_publishing_nothing_answers_nothing(broker: Any) -> None:
-    assert broker.publish([], 1) == []
 
 
 def test_records_of_a_key_stand_in_one_partition_in_order(case: Case, broker: Any) -> None:
@@ -186,10 +183,8 @@ def test_many_threads_publish_at_once(case: Case, broker: Any) -> None:
             case.publish(broker, [f"{name}-{turn}"])
 
     threads = [threading.Thread(target=work, args=(name,)) for name in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
     assert Counter(values(poll(case.consumer(broker), 400))) == Counter(f"{n}-{t}" for n in range(8) for t in range(50))
 
 
@@ -402,9 +397,6 @@ def test_publishing_and_polling_go_on_after_a_restart_of_the_broker(
     until(lambda: len(sent) > before + 20)
     stop.set()
     sender.join()
-    deadline = time.monotonic() + 20
     while not sent <= seen:
-        assert time.monotonic() < deadline, f"{len(sent - seen)} confirmed records were not read"
-        seen.update(values(poll(consumer, 0)) or [])
-        seen.update(each.value.decode() for batch in consumer.poll(0.1) for each in batch.records)
+        seen.update(values(poll(consumer, 1)))
     assert seen <= sent | unsure
