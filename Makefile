@@ -43,7 +43,7 @@ unit: $(STAMP)
 	$(BIN)/pytest -q
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python benchmarks/bench.py
 
 clean:
 	rm -rf .venv .krq .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist krq.egg-info

@@ -137,5 +137,7 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except krq.KRQError as error:
+        sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -178,16 +178,22 @@ def test_stats(world: World) -> None:
 
 def test_workers(world: World) -> None:
     (row,) = rows(world.shell.ok("workers"))
-    assert row[0] == "w1" and row[-1] == "default" and "2/3" in row
+    assert row[0] == "w1"
+    assert row[-1] == "default"
+    assert "2/3" in row
     (found,) = world.shell.json("workers")
     assert (found["id"], found["slots"], found["busy"]) == ("w1", 3, 2)
 
 
 def test_pending(world: World) -> None:
     first, second, third = rows(world.shell.ok("pending"))
-    assert {first[0], second[0]} == {world.ids["hold1"], world.ids["hold2"]} and third[0] == world.ids["queued"]
-    assert first[1:5] == ["hold", "processing", "default", "1"] and "(1/3)" in first[6] and first[7] == "w1"
-    assert third[1:4] == ["add", "queued", "unserved"] and third[6:] == ["-", "-"]
+    assert {first[0], second[0]} == {world.ids["hold1"], world.ids["hold2"]}
+    assert third[0] == world.ids["queued"]
+    assert first[1:5] == ["hold", "processing", "default", "1"]
+    assert "(1/3)" in first[6]
+    assert first[7] == "w1"
+    assert third[1:4] == ["add", "queued", "unserved"]
+    assert third[6:] == ["-", "-"]
     assert [one["status"] for one in world.shell.json("pending", "-n", "1")] == ["processing"]
     assert world.shell.ok("pending", "--name", "nobody") == "No task is queued or being processed.\n"
 
@@ -196,14 +202,19 @@ def test_recent(world: World) -> None:
     out = rows(world.shell.ok("recent", "--limit", "2"))
     assert [row[1] for row in out] == ["boom", "add"], "the latest first"
     assert out[0][2] == "failed" and out[0][-1] == "ValueError: two lines", "one line each"
-    assert out[1][2] == "success" and out[1][-1] == "3" and re.search(r"ago|now", out[1][5]) and out[1][6].endswith("s")
+    assert out[1][2] == "success"
+    assert out[1][-1] == "3"
+    assert re.search(r"ago|now", out[1][5])
+    assert out[1][6].endswith("s")
     assert [one["id"] for one in world.shell.json("recent", "--status", "failed")] == [world.ids["boom"]]
 
 
 def test_delayed(world: World) -> None:
     first, second = rows(world.shell.ok("delayed"))
-    assert first[0] == world.ids["flaky"] and first[-1] == "OSError: the other side is away"
-    assert second[0] == world.ids["delayed"] and second[4] in ("in 49 min", "in 50 min")
+    assert first[0] == world.ids["flaky"]
+    assert first[-1] == "OSError: the other side is away"
+    assert second[0] == world.ids["delayed"]
+    assert second[4] in ("in 49 min", "in 50 min")
     assert [one["status"] for one in world.shell.json("delayed")] == ["scheduled"] * 2
 
 
@@ -213,31 +224,39 @@ def test_task(world: World) -> None:
         assert re.search(f"(?m)^{line}", out), out
     out = world.shell.ok("task", world.ids["boom"])
     assert re.search(r"(?m)^Error +ValueError: two lines$", out)
-    assert 'raise ValueError(text)' in out and "Traceback" in out
+    assert 'raise ValueError(text)' in out
+    assert "Traceback" in out
     assert world.shell.json("task", world.ids["boom"])["error"]["type"] == "ValueError"
     code, out, err = world.shell.run("task", "nobody", "--json")
-    assert (code, out) == (1, "") and err.startswith("Error: No task 'nobody' is known. ") and err.endswith("[TASK_NOT_FOUND]\n")
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: No task 'nobody' is known. ")
+    assert err.endswith("[TASK_NOT_FOUND]\n")
 
 
 def test_dead_letters_and_failures(world: World) -> None:
     (row,) = rows(world.shell.ok("dead"))
-    assert row[1] == "MESSAGE_INVALID" and row[4] == "default"
+    assert row[1] == "MESSAGE_INVALID"
+    assert row[4] == "default"
     assert world.shell.json("dead")[0]["value"] == '{"task": '
     (row,) = rows(world.shell.ok("failures"))
-    assert row[1] == "w1" and row[3] == "exit code 9" and row[4] == "1"
+    assert row[1] == "w1"
+    assert row[3] == "exit code 9"
+    assert row[4] == "1"
     assert world.shell.json("failures")[0]["worker"] == "w1"
 
 
 @pytest.mark.parametrize("command", ["stats", "workers", "pending", "recent", "delayed", "dead", "failures"])
 def test_nothing_yet_is_said_in_words(shell: Shell, command: str) -> None:
     lines = shell.ok(command).splitlines()
-    assert len(lines) == 1 and re.match(r"No |There are no |0 workers", lines[0])
+    assert len(lines) == 1
+    assert re.match(r"No |There are no |0 workers", lines[0])
 
 
 def test_the_app_can_name_the_servers(world: World) -> None:
     assert json.loads(world.shell.run("workers", "--app", "tasks.py", "--json")[1])[0]["id"] == "w1"
     code, _, err = world.shell.run("workers", "--app", "tasks", "--namespace", "x")
-    assert code == 2 and "leave --broker, --backend and --namespace out" in err
+    assert code == 2
+    assert "leave --broker, --backend and --namespace out" in err
     out = world.shell.run("workers", "--broker", world.shell.url, "--backend", world.shell.url, "--namespace", world.shell.namespace,
                           KRQ_BROKER="nowhere:1", KRQ_BACKEND="nowhere", KRQ_NAMESPACE="other")[1]
     assert "w1" in out
@@ -262,7 +281,9 @@ def test_submit_prints_the_id(shell: Shell) -> None:
         info = app.status(task_id)
     assert (info.name, info.queue, info.status) == ("add", "q", TaskStatus.SCHEDULED)
     code, _, err = shell.run("submit", "add", "1", "--wait", "0.2")
-    assert code == 1 and "No worker is alive" in err and "[RESULT_TIMEOUT]" in err
+    assert code == 1
+    assert "No worker is alive" in err
+    assert "[RESULT_TIMEOUT]" in err
 
 
 @pytest.mark.parametrize(("words", "said"), [
@@ -273,12 +294,15 @@ def test_submit_prints_the_id(shell: Shell) -> None:
 ])
 def test_submit_refuses(shell: Shell, words: Sequence[str], said: str) -> None:
     code, out, err = shell.run("submit", "add", *words)
-    assert (code, out) == (2, "") and said in err
+    assert (code, out) == (2, "")
+    assert said in err
 
 
 def test_submit_checks_the_signature_when_it_knows_the_app(shell: Shell) -> None:
     code, _, err = shell.run("submit", "add", "--app", "tasks")
-    assert code == 1 and "missing a required argument: 'x'" in err and err.endswith("[TASK_ARGUMENTS_INVALID]\n")
+    assert code == 1
+    assert "missing a required argument: 'x'" in err
+    assert err.endswith("[TASK_ARGUMENTS_INVALID]\n")
 
 
 def test_ctrl_c_is_quiet(shell: Shell) -> None:
@@ -310,13 +334,16 @@ def test_cancel_and_retry(shell: Shell) -> None:
     with shell.app() as app:
         one, two = app.submit("add", 1), app.submit("add", 2)
         code, out, err = shell.run("cancel", one.id, "nobody", two.id)
-        assert code == 1 and out == f"{one.id}  cancelled\n{two.id}  cancelled\n"
-        assert err.count("\n") == 1 and "[TASK_NOT_FOUND]" in err
+        assert code == 1
+        assert out == f"{one.id}  cancelled\n{two.id}  cancelled\n"
+        assert err.count("\n") == 1
+        assert "[TASK_NOT_FOUND]" in err
         assert shell.ok("cancel", one.id) == f"{one.id}  cancelled\n", "twice is no error"
         assert shell.ok("retry", one.id) == f"{one.id}  sent again\n"
         assert one.status().status is TaskStatus.QUEUED
         code, out, err = shell.run("retry", one.id)
-        assert (code, out) == (1, "") and "is queued. Only failed and cancelled tasks can be retried. [" in err
+        assert (code, out) == (1, "")
+        assert "is queued. Only failed and cancelled tasks can be retried. [" in err
 
 
 def test_cancel_tells_of_running_and_ended_tasks(world: World) -> None:
@@ -365,7 +392,10 @@ def test_a_wrong_app_is_named(shell: Shell, target: str, said: str) -> None:
 def test_an_app_that_cannot_be_imported(shell: Shell, tmp_path: Path, content: str, last: str, shown: str) -> None:
     (tmp_path / "broken.py").write_text(content)
     code, _, err = shell._replace(folder=tmp_path).run("worker", "broken")
-    assert code == 1 and shown in err and "importlib" not in err and "target.py" not in err
+    assert code == 1
+    assert shown in err
+    assert "importlib" not in err
+    assert "target.py" not in err
     assert re.fullmatch(rf"Error: broken cannot be imported: {last}. .*\[APP_NOT_FOUND\]", err.splitlines()[-1])
 
 
@@ -378,7 +408,8 @@ def test_a_file_named_like_a_module_of_pythons(shell: Shell, tmp_path: Path) -> 
 def test_redis_away_is_one_line(shell: Shell, command: Sequence[str]) -> None:
     began = time.monotonic()
     code, out, err = shell.run(*command, "--backend", f"localhost:{free_port()}")
-    assert (code, out) == (1, "") and time.monotonic() - began < 15
+    assert (code, out) == (1, "")
+    assert time.monotonic() - began < 15
     assert re.fullmatch(r"Error: Redis at localhost:\d+ does not answer: .*KRQ_BACKEND.* \[REDIS_CONNECTION_ERROR\]\n", err)
 
 
@@ -386,14 +417,17 @@ def test_kafka_away_is_one_line(shell: Shell) -> None:
     began = time.monotonic()
     broker = f"localhost:{free_port()}"
     code, out, err = shell.run("submit", "add", "--broker", broker, KRQ_SEND_TIMEOUT="1")
-    assert (code, out) == (1, "") and time.monotonic() - began < 15
+    assert (code, out) == (1, "")
+    assert time.monotonic() - began < 15
     assert re.fullmatch(rf"Error: Kafka at {broker} .*KRQ_BROKER.* \[KAFKA_CONNECTION_ERROR\]\n", err)
 
 
 def test_wrong_settings_are_one_line(shell: Shell) -> None:
     for words, code in ((("--backend", "foo://x"), "CONFIG_INVALID"), (("--broker", "foo://x"), "CONFIG_INVALID")):
         status, _, err = shell.run("workers", *words)
-        assert status == 1 and err.count("\n") == 1 and err.endswith(f"[{code}]\n")
+        assert status == 1
+        assert err.count("\n") == 1
+        assert err.endswith(f"[{code}]\n")
 
 
 def test_wrong_usage_is_code_2(shell: Shell) -> None:
@@ -404,7 +438,8 @@ def test_wrong_usage_is_code_2(shell: Shell) -> None:
 def test_a_reader_that_has_gone_is_no_trouble(world: World) -> None:
     read, write = os.pipe()
     os.close(read)
-    with subprocess.Popen([sys.executable, "-m", "krq", "recent"], env=world.shell.environment, stdout=write, stderr=subprocess.PIPE) as process:
+    words = [sys.executable, "-m", "krq", "recent"]
+    with subprocess.Popen(words, env=world.shell.environment, stdout=write, stderr=subprocess.PIPE) as process:
         os.close(write)
         assert process.communicate(timeout=20)[1] == b""
     assert process.returncode == 1
@@ -440,8 +475,11 @@ def test_spans(seconds: float, said: str) -> None:
 
 def test_times_from_now() -> None:
     now = time.time()
-    assert text.ago(now - 3.5) == "3 s ago" and text.ago(now + 5) == "now" and text.ago(None) == ""
-    assert text.until(now + 125) == "in 2 min" and text.until(now - 5) == "now"
+    assert text.ago(now - 3.5) == "3 s ago"
+    assert text.ago(now + 5) == "now"
+    assert text.ago(None) == ""
+    assert text.until(now + 125) == "in 2 min"
+    assert text.until(now - 5) == "now"
 
 
 def test_a_table_is_plain_aligned_and_cannot_be_painted(capsys: pytest.CaptureFixture[str]) -> None:
@@ -454,4 +492,5 @@ def test_a_table_is_cut_to_the_terminal(capsys: pytest.CaptureFixture[str], monk
     monkeypatch.setenv("COLUMNS", "40")
     text.print_table(("NAME", "LAST"), [["n", "x" * 100], ["m", TaskStatus.SUCCESS]])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "n     " + "x" * 33 + "…" and lines[2].startswith("m     " + click.style("success", fg="green"))
+    assert lines[1] == "n     " + "x" * 33 + "…"
+    assert lines[2].startswith("m     " + click.style("success", fg="green"))

@@ -195,7 +195,8 @@ def test_a_server_that_dies_ends_dev(start: Callable[..., Dev], tasks: Path) -> 
     os.kill(int(found[1]), signal.SIGKILL)
     assert one.process.wait(20) == 1
     assert re.search(rf"Error: valkey \(process {found[1]}\) was killed by SIGKILL. Its log, .*, ends so:", one.said)
-    assert "[DEV_SERVER_DIED]" in one.said and "Traceback" not in one.said
+    assert "[DEV_SERVER_DIED]" in one.said
+    assert "Traceback" not in one.said
 
 
 def test_an_app_with_servers_of_its_own_is_explained(start: Callable[..., Dev], tasks: Path) -> None:
@@ -203,7 +204,8 @@ def test_an_app_with_servers_of_its_own_is_explained(start: Callable[..., Dev], 
     one = start("tasks.py")
     assert one.process.wait(20) == 1
     assert f"tasks.py names other servers in its KRQ(...): broker='localhost:9092' where `krq dev` has '{one.url}'." in one.said
-    assert "Leave them out there" in one.said and "krq dev --kafka" in one.said
+    assert "Leave them out there" in one.said
+    assert "krq dev --kafka" in one.said
     assert "The worker ended (exit code 1); so do the servers." in one.said
     assert is_free(one.port)
 
@@ -215,7 +217,8 @@ def test_refusals(start: Callable[..., Dev], tmp_path: Path) -> None:
         three = start("--kafka-port", "9092")
         assert (one.process.wait(20), two.process.wait(20), three.process.wait(20)) == (1, 2, 2)
     assert re.fullmatch(r"Error: valkey cannot listen on .* \[DEV_PORT_TAKEN\]\n", one.said)
-    assert "give APP, too" in two.said and "give --kafka, too" in three.said
+    assert "give APP, too" in two.said
+    assert "give --kafka, too" in three.said
     assert not list(tmp_path.glob(f"{PREFIX}*"))
 
 
@@ -245,7 +248,8 @@ def test_kafka_that_cannot_be_fetched(start: Callable[..., Dev], tmp_path: Path)
     one = start("--kafka", "--kafka-port", str(free_port()), JGO_CONFIG_FILE=str(tmp_path / "jgo.conf"), KRQ_CACHE=str(tmp_path / "cache"),
                 https_proxy="http://127.0.0.1:1", HTTPS_PROXY="http://127.0.0.1:1")
     assert one.process.wait(30) == 1
-    assert one.said.startswith("Error: Apache Kafka ") and one.said.endswith("[DEV_DOWNLOAD_FAILED]\n")
+    assert one.said.startswith("Error: Apache Kafka ")
+    assert one.said.endswith("[DEV_DOWNLOAD_FAILED]\n")
     assert "Traceback" not in one.said
 
 
@@ -269,7 +273,8 @@ def test_a_stack_without_a_folder_leaves_none() -> None:
         assert app.status(app.submit("add", 1, 2)).status is TaskStatus.QUEUED
         assert stack.data.stat().st_mode & 0o077 == 0, "for nobody else"
         stack.check()
-    assert not stack.data.exists() and not stack.valkey.running
+    assert not stack.data.exists()
+    assert not stack.valkey.running
     stack.stop()
 
 
@@ -314,7 +319,8 @@ def test_a_start_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_sweep_leaves_a_live_stack_alone() -> None:
     with Stack() as one, Stack() as two:
         sweep()
-        assert one.data.exists() and two.data.exists()
+        assert one.data.exists()
+        assert two.data.exists()
 
 
 def test_a_usual_port_when_it_is_free() -> None:

@@ -130,9 +130,9 @@ def commands(text: str) -> Iterator[list[str]]:
     lines = [line[2:] for block in consoles for line in block.splitlines() if line.startswith("$ ")]
     lines += re.findall(r"`(krq [^`]+)`", text)
     for line in lines:
-        line = re.sub(r"\s+#.*", "", line)
-        if line.startswith("krq "):
-            yield line.split()[1:]
+        words = re.sub(r"\s+#.*", "", line).split()
+        if words[:1] == ["krq"] and len(words) > 1:
+            yield words[1:]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -21,18 +21,18 @@ from krq.dev.valkey import ValkeyServer
 from krq.store.client import Store
 from krq.store.scripts import Script
 
-IDS = [f"i{n}" for n in range(7)]
+IDS = [f"i{n}" for n in range(9)]
 PARTS = [("qa", 0), ("qa", 1), ("qb", 0)]
 QUEUES = ["qa", "qb"]
-WINDOW = 5
+WINDOW = 2
 FAR = 4_000_000_000_000
 FOREVER = 10**15
 LONG_VALUE = json.dumps("x" * 100)
 
 #: what may happen, and how often
 CHANCES = {
-    "send": 16, "intake": 20, "take": 22, "settle": 24, "log_entries": 16, "release": 4, "recover": 4, "enter_worker": 4, "cancel": 4,
-    "control": 2, "purge": 1, "expire": 5, "time_passes": 5, "late_copy": 10, "restart": 2,
+    "send": 24, "intake": 24, "take": 24, "settle": 24, "log_entries": 12, "release": 3, "recover": 2, "enter_worker": 6, "cancel": 3,
+    "control": 2, "purge": 1, "expire": 6, "time_passes": 5, "late_copy": 6, "restart": 2,
 }  # fmt: skip
 
 
@@ -53,8 +53,9 @@ class Scripts(RuleBasedStateMachine):
         self.rng = Random(0)
         self.began = int(time.time() * 1000) - 1000
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(salt=st.integers(0, 2**48))
+    def begin(self, salt: int) -> None:
+        self.salt = salt
         self.store.renew("first")
         self.store.run(Script.MARK, [[queue, number, "tid", 0, False] for queue, number in PARTS])
         self.model.marks = {f"{queue}:{number}": 0 for queue, number in PARTS}
@@ -100,8 +101,10 @@ class Scripts(RuleBasedStateMachine):
     @rule(seed=st.integers(0, 2**48))
     def step(self, seed: int) -> None:
         """One call. All of it comes from the seed: drawn one by one, most schedules would end nothing."""
-        self.rng = Random(seed)
+        self.rng = Random(seed ^ self.salt)
         (what,) = self.rng.choices([*CHANCES], weights=[*CHANCES.values()])
+        if not self.model.workers and self.chance(0.5):
+            what = "enter_worker"
         note(what)
         getattr(self, what)()
 

@@ -48,6 +48,8 @@ class Waiter:
         known = bool(self._store.epoch.id)
         self._listen()
         made: list[Future] = [concurrent.futures.Future() for _ in task_ids]
+        for future in made:
+            future.set_running_or_notify_cancel()  # so that nobody can cancel it while the thread sets its result
         with self._lock:
             for task_id, future in zip(task_ids, made, strict=True):
                 self._waiting.setdefault(task_id, []).append(future)

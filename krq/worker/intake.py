@@ -30,6 +30,8 @@ CHUNK = 300
 #: seconds between two commits, and between two looks at the marks
 TICK = 1.0
 LOOK = 5.0
+#: a poll that brought fewer records than this is followed by a short rest: their senders have admitted most of them
+FEW, REST = 100, 0.01
 #: seconds that a record without room waits before it is offered again
 FULL = 0.05
 
@@ -109,6 +111,8 @@ class Intake:
         self._meet(consumer)
         for batch in batches:
             self._offer(consumer, batch)
+        if batches and sum(len(batch.records) for batch in batches) < FEW:
+            self._stop.wait(REST)
         now = time.monotonic()
         if now - self._ticked >= TICK:
             self._ticked = now

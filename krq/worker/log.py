@@ -28,6 +28,8 @@ log = logging.getLogger("krq.worker.log")
 MAX_HELD = 50_000
 #: most entries of one record, and its size in bytes
 PAGE, PAGE_BYTES = 500, 512 * 1024
+#: seconds that entries wait for others to share their record
+LINGER = 0.01
 #: the outbox of entries that scripts made themselves
 SCRIPTS = "~"
 
@@ -97,7 +99,8 @@ class LogKeeper:
 
     def _run(self) -> None:
         while True:
-            self._work.wait(0.5)
+            if self._work.wait(0.5):
+                self._stop.wait(LINGER)
             self._work.clear()
             while self._items or self._current:
                 if not self._log_own() and (self._stop.is_set() or self._stop.wait(0.5)):
