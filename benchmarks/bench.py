@@ -150,11 +150,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()
     table = Table()
-    with tempfile.TemporaryDirectory(prefix="krq-bench-") as folder:
-        with KafkaServer(Path(folder, "kafka")) as kafka, ValkeyServer(Path(folder, "valkey"), fsync="off") as valkey:
-            floor.create(kafka.address, "floor.one", "floor.bulk", "bench.default.log")
-            latency(table, kafka, valkey, options.sends)
-            bulk_and_drain(table, kafka, valkey, options.tasks)
+    with (
+        tempfile.TemporaryDirectory(prefix="krq-bench-") as folder,
+        KafkaServer(Path(folder, "kafka")) as kafka,
+        ValkeyServer(Path(folder, "valkey"), fsync="off") as valkey,
+    ):
+        floor.create(kafka.address, "floor.one", "floor.bulk", "bench.default.log")
+        latency(table, kafka, valkey, options.sends)
+        bulk_and_drain(table, kafka, valkey, options.tasks)
     if options.json:
         options.json.write_text(json.dumps(table.rows, indent=1))
 

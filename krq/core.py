@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, Unpack, overload
 
 import msgspec
 
-from krq import administer, brokers, config, ids
+from krq import administer, brokers, config, ids, work
 from krq import modules as default_modules
 from krq.config import Config, Settings
 from krq.errors import AppClosed, ArgumentError, OptionError, ResultTimeout, TaskCancelled, TaskFailed, TaskNotFound
@@ -34,6 +34,7 @@ from krq.store.client import Store
 from krq.store.waiter import Future, Waiter
 from krq.submitter import Submitter, check_options
 from krq.task import Call, Task
+from krq.worker.child import Spec
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -258,12 +259,11 @@ class KRQ:
         ``task_func(task_type, args)`` serves the names nobody registered. Forks ``processes`` children that run the tasks.
         Raises ``WorkerInitializationError`` or ``WorkerRecoveryError``.
         """
-        from krq import work
-
         if task_func is not None:
             self.registry.catch_all = task_func
         self.close(forever=False)
-        work.run(self, self.served_queues, self._setup.worker_id or ids.default_worker_id(), processes)
+        spec = Spec(self.config, self.registry, self.modules, self.served_queues, brokers.make)
+        work.run(spec, self._setup.worker_id or ids.default_worker_id(), processes)
 
     @property
     def served_queues(self) -> list[str]:

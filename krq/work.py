@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from krq import brokers
+from krq import brokers, logs
+from krq.config import Config, mask
 from krq.errors import KRQError, OptionError, WorkerInitializationError
 from krq.store.client import Store
 from krq.worker.child import Spec
 from krq.worker.supervisor import Supervisor
-
-if TYPE_CHECKING:
-    from krq.core import KRQ
 
 log = logging.getLogger("krq.worker")
 
@@ -22,28 +18,27 @@ log = logging.getLogger("krq.worker")
 PATIENCE = 30.0
 
 
-def run(app: KRQ, queues: Sequence[str], worker_id: str, processes: int = 1) -> None:
+def run(spec: Spec, worker_id: str, processes: int = 1) -> None:
     """Run a worker in this process and its children until it is stopped."""
-    from krq import logs
-
     if processes < 1:
         raise OptionError(f"processes={processes} must be at least 1")
-    if not len(app.registry) and app.registry.catch_all is None:
+    if not len(spec.registry) and spec.registry.catch_all is None:
         raise WorkerInitializationError("No task is registered", cure="Decorate functions with @app.task, or pass task_func to run().")
     logs.configure()
-    wait_for_servers(app)
-    log.info("worker %s: %s, queues %s; tasks %s", worker_id, app, ", ".join(queues), ", ".join(app.registry.names))
-    spec = Spec(app.config, app.registry, app.modules, queues, brokers.make)
+    wait_for_servers(spec.config)
+    config = spec.config
+    log.info("worker %s of %r on %s and %s: queues %s; tasks %s", worker_id, config.namespace, mask(config.broker), mask(config.backend),
+             ", ".join(spec.queues), ", ".join(spec.registry.names))
     Supervisor(spec, worker_id, processes).run()
 
 
-def wait_for_servers(app: KRQ) -> None:
+def wait_for_servers(config: Config) -> None:
     """Reach Redis and the broker, or raise ``WorkerInitializationError`` with what is wrong. Leaves no connection behind."""
     deadline = time.monotonic() + PATIENCE
     told = False
     while True:
         try:
-            _reach(app)
+            _reach(config)
             return
         except KRQError as error:
             if not isinstance(error, ConnectionError) or time.monotonic() > deadline:
@@ -54,10 +49,10 @@ def wait_for_servers(app: KRQ) -> None:
             time.sleep(0.5)
 
 
-def _reach(app: KRQ) -> None:
-    store = Store(app.config)
+def _reach(config: Config) -> None:
+    store = Store(config)
     try:
         store.check()
     finally:
         store.close()
-    brokers.probe(app.config)
+    brokers.probe(config)

@@ -11,7 +11,6 @@ import pytest
 from harness import Servers
 
 import krq
-
 from krq.dev.kafka import KafkaServer
 from krq.dev.valkey import ValkeyServer
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -80,10 +80,8 @@ class Worker:
     def kill_tree(self) -> None:
         """SIGKILL of the whole worker at once, as a machine that dies."""
         for pid in [self.process.pid, *self.children]:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         self.process.wait(10)
 
     def close(self) -> None:

@@ -90,7 +90,6 @@ class Model:
         self.marks: dict[str, int] = {}
         self.paused: set[str] = set()
         self.purged: dict[str, int] = {}
-        self.done: list[str] = []
         self.asserted: set[str] = set()
         self._arrivals = 0
         self._ended: list[tuple[str, bool]] = []
@@ -137,7 +136,6 @@ class Model:
     def _end(self, task: Task, state: str, value: str) -> None:
         self.later.pop(task.record.id, None)
         task.state, task.value = state, value
-        self.done.append(task.record.id)
         self._count(task.record.queue, state)
         for on in task.after:
             if not self.depended(on):
@@ -388,9 +386,7 @@ class Model:
         """``past``: whether everything lies behind the horizon."""
         if not past:
             return ["OK", 0]
-        ended = {i for i in self.done if self.tasks[i].state in FINAL}
-        gone = {i for i in ended if self.tasks[i].places is None and not self.depended(i)}
-        self.done = [i for i in self.done if i in ended - gone]
+        gone = {i for i, task in self.tasks.items() if task.state in FINAL and task.places is None and not self.depended(i)}
         for i in gone:
             del self.tasks[i]
             self.dependents.pop(i, None)

@@ -8,96 +8,16 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import click
 import pytest
+from cli_shell import TASKS, Shell, until
 
-from krq import KRQ, TaskStatus
+from krq import TaskStatus
 from krq.brokers.base import Outgoing
-from krq.cli import root, text
-from krq.dev.process import free_port
 from krq.dev.valkey import ValkeyServer
-
-TASKS = """
-import os, time
-from pathlib import Path
-import krq
-
-app = krq.KRQ()
-mine = "no app"
-
-@app.task
-def add(x: int, y: int = 0) -> int:
-    return x + y
-
-@app.task(retries=0)
-def boom(text: str) -> None:
-    raise ValueError(text)
-
-@app.task(retries=3, backoff=krq.Backoff(300))
-def flaky() -> None:
-    raise OSError("the other side is away")
-
-@app.task
-def hold(path: str) -> str:
-    krq.current().progress(1, 3)
-    while Path(path).exists():
-        time.sleep(0.02)
-    return "let go"
-
-@app.task
-def die_once(path: str) -> str:
-    if Path(path).exists():
-        Path(path).unlink()
-        os._exit(9)
-    return "alive"
-"""
-
-
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
-    """What ``condition`` returns, once that is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.02)
-    return found
-
-
-class Shell(NamedTuple):
-    """A folder and the variables that lead to the servers."""
-
-    folder: Path
-    url: str
-    namespace: str
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {**os.environ, "KRQ_BROKER": self.url, "KRQ_BACKEND": self.url, "KRQ_NAMESPACE": self.namespace}
-
-    def start(self, *words: str, **more: str) -> subprocess.Popen[str]:
-        return subprocess.Popen([sys.executable, "-P", "-m", "krq", *words], cwd=self.folder, env={**self.environment, **more},
-                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def run(self, *words: str, **more: str) -> tuple[int, str, str]:
-        with self.start(*words, **more) as process:
-            out, err = process.communicate(timeout=30)
-        assert "Traceback" not in err or "cannot be imported" in err, err
-        return process.returncode, out, err
-
-    def ok(self, *words: str) -> str:
-        code, out, err = self.run(*words)
-        assert code == 0, err
-        return out
-
-    def json(self, *words: str) -> Any:
-        return json.loads(self.ok(*words, "--json"))
-
-    def app(self) -> KRQ:
-        return KRQ(broker=self.url, backend=self.url, namespace=self.namespace)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +70,8 @@ def world(folder: Path, valkey: ValkeyServer) -> Iterator[World]:
             out, err = worker.communicate(timeout=20)
     assert worker.returncode == 0, err
     assert out == ""
-    assert "INFO" not in err and "exit code 9" in err, "--log-level warning"
+    assert "INFO" not in err, "--log-level warning"
+    assert "exit code 9" in err
 
 
 # --- look -----------------------------------------------------------------------------------------
@@ -201,7 +122,8 @@ def test_pending(world: World) -> None:
 def test_recent(world: World) -> None:
     out = rows(world.shell.ok("recent", "--limit", "2"))
     assert [row[1] for row in out] == ["boom", "add"], "the latest first"
-    assert out[0][2] == "failed" and out[0][-1] == "ValueError: two lines", "one line each"
+    assert out[0][2] == "failed"
+    assert out[0][-1] == "ValueError: two lines", "one line each"
     assert out[1][2] == "success"
     assert out[1][-1] == "3"
     assert re.search(r"ago|now", out[1][5])
@@ -361,78 +283,12 @@ def test_pause_resume_purge_clear(shell: Shell) -> None:
         assert shell.ok("resume", "q") == "q goes on.\n"
         assert "paused" not in shell.ok("stats")
         code, _, err = shell.run("purge", "default")
-        assert code == 2 and "give --yes" in err, "nobody is there to ask"
+        assert code == 2
+        assert "give --yes" in err, "nobody is there to ask"
         assert shell.ok("purge", "typo", "--yes") == "There is no queue typo; there are default, q.\n"
         assert shell.ok("purge", "default", "--yes") == "2 tasks dropped.\n"
         assert shell.ok("clear", "--yes") == "1 task dropped.\n"
         assert shell.run("purge", "a/b", "-y")[2].endswith("[TASK_OPTION_INVALID]\n")
-
-
-# --- errors ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("target", "said"), [
-    ("taks", "There is no module 'taks' in .* Did you mean 'tasks'?"),
-    ("taks.py", "There is no file .*taks.py. Did you mean 'tasks.py'?"),
-    ("tasks:other", "tasks has no 'other'. It has app: write tasks:app."),
-    ("tasks:mine", "mine in tasks is no KRQ but a str. It has app: write tasks:app."),
-    ("json", "json has no 'app', which .* write `app = krq.KRQ\\(\\)` there."),
-    ("no-name", "'no-name' is no module name. Give APP as module:attribute"),
-])
-def test_a_wrong_app_is_named(shell: Shell, target: str, said: str) -> None:
-    code, out, err = shell.run("worker", target)
-    assert (code, out) == (1, "")
-    assert re.fullmatch(rf"Error: {said}.*\[APP_NOT_FOUND\]\n", err), err
-
-
-@pytest.mark.parametrize(("content", "last", "shown"), [
-    ("import nowhere\n", "ModuleNotFoundError: No module named 'nowhere'", "line 1, in <module>\n    import nowhere"),
-    ("def f(:\n", r"SyntaxError: invalid syntax \(broken.py, line 1\)", "def f(:"),
-])
-def test_an_app_that_cannot_be_imported(shell: Shell, tmp_path: Path, content: str, last: str, shown: str) -> None:
-    (tmp_path / "broken.py").write_text(content)
-    code, _, err = shell._replace(folder=tmp_path).run("worker", "broken")
-    assert code == 1
-    assert shown in err
-    assert "importlib" not in err
-    assert "target.py" not in err
-    assert re.fullmatch(rf"Error: broken cannot be imported: {last}. .*\[APP_NOT_FOUND\]", err.splitlines()[-1])
-
-
-def test_a_file_named_like_a_module_of_pythons(shell: Shell, tmp_path: Path) -> None:
-    (tmp_path / "queue.py").write_text("import krq\napp = krq.KRQ(namespace='from_queue_py')\n")
-    assert shell._replace(folder=tmp_path).run("workers", "--app", "queue.py")[0] == 0
-
-
-@pytest.mark.parametrize("command", [("stats",), ("task", "x"), ("cancel", "x"), ("pause", "q")])
-def test_redis_away_is_one_line(shell: Shell, command: Sequence[str]) -> None:
-    began = time.monotonic()
-    code, out, err = shell.run(*command, "--backend", f"localhost:{free_port()}")
-    assert (code, out) == (1, "")
-    assert time.monotonic() - began < 15
-    assert re.fullmatch(r"Error: Redis at localhost:\d+ does not answer: .*KRQ_BACKEND.* \[REDIS_CONNECTION_ERROR\]\n", err)
-
-
-def test_kafka_away_is_one_line(shell: Shell) -> None:
-    began = time.monotonic()
-    broker = f"localhost:{free_port()}"
-    code, out, err = shell.run("submit", "add", "--broker", broker, KRQ_SEND_TIMEOUT="1")
-    assert (code, out) == (1, "")
-    assert time.monotonic() - began < 15
-    assert re.fullmatch(rf"Error: Kafka at {broker} .*KRQ_BROKER.* \[KAFKA_CONNECTION_ERROR\]\n", err)
-
-
-def test_wrong_settings_are_one_line(shell: Shell) -> None:
-    for words, code in ((("--backend", "foo://x"), "CONFIG_INVALID"), (("--broker", "foo://x"), "CONFIG_INVALID")):
-        status, _, err = shell.run("workers", *words)
-        assert status == 1
-        assert err.count("\n") == 1
-        assert err.endswith(f"[{code}]\n")
-
-
-def test_wrong_usage_is_code_2(shell: Shell) -> None:
-    assert shell.run("no-such-command")[0] == 2
-    assert shell.run("task")[0] == 2
 
 
 def test_a_reader_that_has_gone_is_no_trouble(world: World) -> None:
@@ -443,54 +299,3 @@ def test_a_reader_that_has_gone_is_no_trouble(world: World) -> None:
         os.close(write)
         assert process.communicate(timeout=20)[1] == b""
     assert process.returncode == 1
-
-
-# --- help and text --------------------------------------------------------------------------------
-
-
-def test_every_command_helps(capsys: pytest.CaptureFixture[str]) -> None:
-    listed = [name for _, names in root.Root.sections for name in names]
-    assert set(listed) >= set(root.root.commands)
-    for name, command in root.root.commands.items():
-        assert root.main([name, "--help"]) == 0
-        out = capsys.readouterr().out
-        assert f"Example:\n    krq {name}" in out or (name in ("submit", "retry") and "Example:" in out), name
-        assert command.short_help
-
-
-def test_the_overview_and_the_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert root.main(["--help"]) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"(?s)Run:\n  worker.*Look:\n  stats.*Act:\n  submit", out)
-    assert root.main(["--version"]) == 0
-    assert re.fullmatch(r"krq \d+\..*\n", capsys.readouterr().out)
-
-
-@pytest.mark.parametrize(("seconds", "said"), [
-    (0.0034, "3 ms"), (1.24, "1.2 s"), (59.9, "59 s"), (60, "1 min"), (3599, "59 min"), (7200, "2 h"), (200_000, "2 d"), (-1, "0 ms"),
-])
-def test_spans(seconds: float, said: str) -> None:
-    assert text.span(seconds) == said
-
-
-def test_times_from_now() -> None:
-    now = time.time()
-    assert text.ago(now - 3.5) == "3 s ago"
-    assert text.ago(now + 5) == "now"
-    assert text.ago(None) == ""
-    assert text.until(now + 125) == "in 2 min"
-    assert text.until(now - 5) == "now"
-
-
-def test_a_table_is_plain_aligned_and_cannot_be_painted(capsys: pytest.CaptureFixture[str]) -> None:
-    text.print_table(("NAME", "N", "LAST"), [["a\x1b[31m\nb", 5, "x"], ["", 1234, TaskStatus.FAILED]], right=("N",))
-    assert capsys.readouterr().out == "NAME         N  LAST\na [31m b     5  x\n-         1234  failed\n"
-
-
-def test_a_table_is_cut_to_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "40")
-    text.print_table(("NAME", "LAST"), [["n", "x" * 100], ["m", TaskStatus.SUCCESS]])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "n     " + "x" * 33 + "…"
-    assert lines[2].startswith("m     " + click.style("success", fg="green"))

@@ -12,9 +12,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from cli_shell import until
 
 from krq import KRQ, TaskStatus
 from krq.cli import dev
@@ -39,15 +39,6 @@ def sleep(seconds: float) -> None:
 """
 #: a restarted server is trusted again after one lease
 LEASE = {"lease": 3.0, "heartbeat": 0.5}
-
-
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
-    """What ``condition`` returns, once that is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.02)
-    return found
 
 
 def processes() -> dict[int, int]:
@@ -155,7 +146,8 @@ def test_dev_killed_leaves_no_process_behind(start: Callable[..., Dev], tasks: P
     two = start()
     two.wait_for("Ctrl-C stops the servers.")
     assert not left.exists(), "the next one clears up"
-    assert "krq worker tasks.py" in two.said and "app = krq.KRQ()" in two.said, "what to type"
+    assert "krq worker tasks.py" in two.said, "what to type"
+    assert "app = krq.KRQ()" in two.said
     assert two.end(signal.SIGTERM) == 0
 
 

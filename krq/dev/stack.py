@@ -135,7 +135,7 @@ class Workers:
 
     def start(self) -> None:
         """Start it and return at once; it writes to our stdout and stderr. Call it from a thread that stays."""
-        self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
+        self._process = subprocess.Popen(
             # a session of its own: Ctrl-C in the terminal is for us, and we stop the workers before the servers
             [sys.executable, "-I", "-S", str(GUARD), Server.guard, str(os.getpid()),
              # -P: the working directory comes to sys.path once KRQ is loaded, so that no queue.py there hides Python's

@@ -32,6 +32,8 @@ log = logging.getLogger("krq.worker")
 
 #: exit codes that mean something to the supervisor
 LEFT, FENCED, GONE = 0, 71, 72
+#: seconds without a turn of its engine after which a child counts as wedged
+WEDGED = 60.0
 #: seconds between two audits, and between two looks at what should stop
 AUDIT, SYNC, EXPIRE = 10.0, 1.0, 5.0
 #: tasks whose mean run time is below this share one awake slot
@@ -205,7 +207,11 @@ class Child:
         self.engine.ended(settles, max(0.0, span) * max(1, self.slots.load.busy), now)
 
     def _fence(self) -> None:
-        """Stop before the lease can be given away: nobody confirmed it for too long."""
+        """Stop before the lease can be given away: nobody confirmed it for too long.
+
+        The kernel's timer is the last resort, for a child that turns no more under a supervisor that does not look.
+        """
+        signal.setitimer(signal.ITIMER_REAL, WEDGED + self.config.lease)
         age = boottime() - self.page.confirmed
         if age > self.config.lease - min(2.0, self.config.lease / 5):
             raise LeaseLost(f"its lease was not confirmed for {age:.1f} s")

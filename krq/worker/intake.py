@@ -142,8 +142,8 @@ class Intake:
             chunk = batch.records[:CHUNK]
             last = len(chunk) == len(batch.records)
             following = batch.next if last else batch.records[CHUNK].offset
-            records, letters = self._read(batch, chunk)
-            self._bury(letters)
+            records, unreadable = self._read(batch, chunk)
+            self._bury([letter for _, letter in unreadable])
             answer = self._call(batch, following, records, chunk)
             match answer.status:
                 case "OK":
@@ -156,7 +156,8 @@ class Intake:
                     return None
                 case _:
                     raise Refused(answer.status)
-            self._finish(batch, records, answer, [r for r, kept in zip(chunk, self._kept(chunk, records), strict=True) if not kept])
+            self._finish(batch, chunk, records, answer)
+            self._complete(batch, [incoming.offset for incoming, _ in unreadable])
             stop = answer.values[0]
             if stop is not False and stop is not None:
                 return batch._replace(first=stop, records=[r for r in batch.records if not _before(r.offset, stop)])
@@ -172,27 +173,22 @@ class Intake:
         config = self._config
         return self._store.run(Script.ADMIT, source, config.window, config.window_bytes, int(config.result_ttl), records)
 
-    @staticmethod
-    def _kept(chunk: Sequence[Incoming], records: list[list[Any]]) -> list[bool]:
-        offsets = {record[4] for record in records}
-        return [incoming.offset in offsets for incoming in chunk]
-
     # --- records -----------------------------------------------------------------------------
 
-    def _read(self, batch: Batch, chunk: Sequence[Incoming]) -> tuple[list[list[Any]], list[DeadLetter]]:
+    def _read(self, batch: Batch, chunk: Sequence[Incoming]) -> tuple[list[list[Any]], list[tuple[Incoming, DeadLetter]]]:
         """Decode records: those to admit, and those to bury."""
-        records, letters = [], []
+        records, unreadable = [], []
         queue = self._config.queue_of(batch.topic)
         for incoming in chunk:
             try:
                 decoded = message.decode(incoming.value, max_bytes=self._config.max_message_bytes + 4096, max_depth=self._config.max_depth)
             except (MessageInvalid, MessageTooLarge) as error:
-                letters.append(_letter(queue, batch.partition, incoming, error.code, error.cause))
+                unreadable.append((incoming, _letter(queue, batch.partition, incoming, error.code, error.cause)))
                 continue
             task_id = decoded.task_id or made_up_id(batch, incoming)
             position = Position(batch.topic, batch.partition, incoming.offset)
             records.append(record(task_id, decoded, incoming.value, position, queue, incoming.timestamp, ordered=self._broker.ordered))
-        return records, letters
+        return records, unreadable
 
     def _bury(self, letters: Sequence[DeadLetter]) -> None:
         """Publish dead letters before their records count as read. After a crash in between one may stand there twice."""
@@ -206,20 +202,22 @@ class Intake:
             log.warning("dead letter from %s:%s:%s: %s", letter.queue, letter.partition, letter.offset, letter.reason)
             remember_dead(self._store, raw)
 
-    def _finish(self, batch: Batch, records: list[list[Any]], answer: Answer, buried: Sequence[Incoming]) -> None:
-        """What needs no run: conflicts are buried, and on dealt brokers the finished and the buried are taken off the list."""
+    def _finish(self, batch: Batch, chunk: Sequence[Incoming], records: list[list[Any]], answer: Answer) -> None:
+        """What needs no run: ids that stand for another message are buried, and what has ended long since is complete."""
         _, conflicts, complete = answer.values
-        by_offset = {incoming.offset: incoming for incoming in batch.records}
         if conflicts:
+            by_offset = {incoming.offset: incoming for incoming in chunk}
+            clashing = [records[i - 1] for i in conflicts]
             self._bury([
-                _letter(records[i - 1][2], batch.partition, by_offset[records[i - 1][4]], "ID_CONFLICT",
-                        f"task id {records[i - 1][0]!r} stands for another message already", task_id=records[i - 1][0])
-                for i in conflicts
+                _letter(r[2], batch.partition, by_offset[r[4]], "ID_CONFLICT", f"task id {r[0]!r} stands for another message already", r[0])
+                for r in clashing
             ])
-        if not self._broker.ordered:
-            offsets = [records[i - 1][4] for i in complete] + [incoming.offset for incoming in buried]
-            if offsets:
-                self._broker.complete([Position(batch.topic, batch.partition, offset) for offset in offsets], self._config.group_id)
+        self._complete(batch, [records[i - 1][4] for i in complete])
+
+    def _complete(self, batch: Batch, offsets: Sequence[Any]) -> None:
+        if offsets and not self._broker.ordered:
+            positions = [Position(batch.topic, batch.partition, offset) for offset in offsets]
+            self._broker.complete(positions, self._config.group_id)
 
     # --- marks -------------------------------------------------------------------------------
 

@@ -12,20 +12,19 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from krq import ids
 from krq.errors import KRQError, RedisConnectionError, StoreError, WorkerRecoveryError
-from krq.worker.child import FENCED, GONE, LEFT, Child, Spec
+from krq.worker.child import FENCED, GONE, LEFT, WEDGED, Child, Spec
 from krq.worker.heart import Heart
 from krq.worker.page import Page, boottime
 
 log = logging.getLogger("krq.worker")
 
-#: seconds without a turn of its engine after which a child counts as wedged
-WEDGED = 60.0
 #: a child that lived so long resets the back-off
 STEADY = 30.0
 #: restarts in a row, each after a short life, after which the worker gives up
@@ -56,6 +55,7 @@ class Supervisor:
         self._config = spec.config
         names = [worker_id] if processes == 1 else [f"{worker_id}.{n + 1}" for n in range(processes)]
         self._slots = [_Slot(name, spec.config.slots) for name in names]
+        self._alive = os.pipe()
         self._heart: Heart | None = None
         self._signals = 0
         self._failed = False
@@ -78,8 +78,8 @@ class Supervisor:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._kill_all()
-            os.close(read)
-            os.close(write)
+            for fd in (read, write, *self._alive):
+                os.close(fd)
         if self._failed:
             raise WorkerRecoveryError(f"{MAX_RESTARTS} children died one after the other, each within {STEADY:.0f} s")
         return 0
@@ -126,7 +126,8 @@ class Supervisor:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _in_child(parent, lambda: Child(self._spec, slot.incarnation, slot.page).run())
+            os.close(self._alive[1])
+            _in_child(parent, self._alive[0], lambda: Child(self._spec, slot.incarnation, slot.page).run())
         slot.pid = pid
         slot.fd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
 
@@ -257,12 +258,12 @@ class Supervisor:
             log.warning("no heartbeat: %s", error)
 
 
-def _in_child(parent: int, work: Callable[[], int]) -> None:
-    """The rest of a child's life; never returns."""
+def _in_child(parent: int, alive: int, work: Callable[[], int]) -> None:
+    """The rest of a child's life; never returns. ``alive``: a pipe that ends when the supervisor does."""
     code = GONE
     try:
         signal.set_wakeup_fd(-1)
-        _die_with(parent)
+        _die_with(parent, alive)
         code = work()
     except KRQError as error:
         log.critical("%s", error)
@@ -276,10 +277,12 @@ def _in_child(parent: int, work: Callable[[], int]) -> None:
         os._exit(code)
 
 
-def _die_with(parent: int) -> None:
-    """Be killed when the supervisor dies."""
+def _die_with(parent: int, alive: int) -> None:
+    """Be killed when the supervisor dies: by the kernel where it can, else by a thread that waits for the pipe's end."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    else:
+        threading.Thread(target=lambda: (os.read(alive, 1), os._exit(GONE)), name="krq-alive", daemon=True).start()
     if os.getppid() != parent:
         os._exit(GONE)
 
