@@ -178,8 +178,9 @@ class KRQ:
         try:
             await asyncio.wait_for(asyncio.wrap_future(futures[0]), timeout)
         except TimeoutError as error:
-            self._clients.waiter.drop(str(task_id), futures[0])
             raise ResultTimeout(f"Task {task_id} did not end within {timeout} s") from error
+        finally:
+            self._clients.waiter.drop(str(task_id), futures[0])
         return await asyncio.to_thread(self._outcome, str(task_id))
 
     def _outcome(self, task_id: str) -> Any:
@@ -247,11 +248,16 @@ class KRQ:
         """Say what ``run`` shall be: ``topic`` is this worker's own inbox, served beside the shared ``queues``.
 
         ``group_id``: consumer group, ``worker_id``: its name (default host-pid), ``queues``: default the app's queue and
-        those of its tasks.
+        those of its tasks. What is not given stays as it was.
         """
         if group_id is not None:
             self.config = msgspec.structs.replace(self.config, group=group_id)
-        self._setup = _WorkerSetup(topic and ids.check_queue(topic), worker_id and ids.check_task_id(worker_id), queues)
+        if topic is not None:
+            self._setup = self._setup._replace(inbox=ids.check_queue(topic))
+        if worker_id is not None:
+            self._setup = self._setup._replace(worker_id=ids.check_task_id(worker_id))
+        if queues is not None:
+            self._setup = self._setup._replace(queues=queues)
 
     def run(self, task_func: CatchAll | None = None, processes: int = 1) -> None:
         """Work until SIGTERM or SIGINT; a second signal ends it at once. From the main thread.

@@ -98,8 +98,9 @@ def _text(error: Any) -> str:
 
 def _traceback(error: BaseException) -> str:
     try:
-        # the first frame is the slot's own
-        frames = error.__traceback__.tb_next if error.__traceback__ else None
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_globals.get("__name__") == "krq.worker.run":
+            frames = frames.tb_next
         lines = "".join(tracebacks.format_exception(type(error), error, frames))
     except Exception:  # boundary: the user's __str__
         lines = "".join(tracebacks.format_tb(error.__traceback__)) + type(error).__name__

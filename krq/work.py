@@ -42,7 +42,7 @@ def wait_for_servers(config: Config) -> None:
             return
         except KRQError as error:
             if not isinstance(error, ConnectionError) or time.monotonic() > deadline:
-                raise WorkerInitializationError(str(error)) from error
+                raise WorkerInitializationError(error.cause, cure=error.advice) from error
             if not told:
                 log.warning("waiting for the servers: %s", error)
             told = True

@@ -227,7 +227,7 @@ class Model:
         places = (before.places or set()) if before else set()
         task = Task(record, "q", places | {f"{record.part}:{record.offset}"}, generation=record.generation)
         if before:
-            task.attempt = before.attempt
+            task.attempt, task.value = before.attempt, before.value
         self.tasks[record.id] = task
         self._count(record.queue, "N")
         marker = self.markers.pop(record.id, None)
@@ -297,7 +297,7 @@ class Model:
 
     def _handed(self, i: str, attempt: int, known: bool) -> Any:
         task = self.tasks[i]
-        values = [self.tasks[on].value if on in self.tasks else "null" for on in task.after]
+        values = [(self.tasks[on].value if on in self.tasks else None) or "null" for on in task.after]
         inputs = [task.record.inputs, values] if task.record.inputs else False
         deaths = task.deaths + task.orphaned // 2
         return [i, attempt, task.failures, deaths, task.record.raw, task.record.sent, task.record.queue, inputs, known]

@@ -92,7 +92,7 @@ def told(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fields(fields: dict[str, str]) -> dict[str, str]:
-    kept = {name: value for name, value in fields.items() if name not in UNTOLD and (name, value) not in (("rd", "0"), ("w", "0"))}
+    kept = {name: value for name, value in fields.items() if name not in UNTOLD and (name, value) not in (("rd", "0"), ("w", "0"), ("f", "0"))}
     if "p" in kept:
         kept["p"] = " ".join(sorted(kept["p"].split()))
     return kept

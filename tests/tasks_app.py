@@ -37,9 +37,9 @@ async def double(x: int) -> int:
 def work(path: str, key: str, seconds: float = 0.0) -> str:
     """Start and end noted in a ledger."""
     me = krq.current()
-    note(path, "S", key, me.attempt, os.getpid(), me.worker)
+    note(path, "S", key, me.attempt, os.getpid(), me.worker, time.monotonic())
     time.sleep(seconds)
-    note(path, "F", key, me.attempt, os.getpid(), me.worker)
+    note(path, "F", key, me.attempt, os.getpid(), me.worker, time.monotonic())
     return key
 
 

@@ -307,8 +307,9 @@ def test_p15_a_newer_generation_revives_a_final_task_and_keeps_its_attempts(shar
     shard.admit(again)
     assert shard.mark() == [2, 0], "the first life is not logged"
     assert shard.taken() == [("a", 2)]
-    assert (shard.task("a").get("f"), shard.redis.exists(shard.keys("result", "a"))) == (None, 0)
+    assert (shard.task("a")["f"], shard.redis.exists(shard.keys("result", "a"))) == ("0", 1), "its last value stays until the next"
     shard.settle("a", 2)
+    assert shard.redis.exists(shard.keys("result", "a")) == 0
     assert shard.admit(shard.record("a", generation=1, raw="again")).values[0] is False
     assert shard.state("a") == "S", "the same generation does not"
 

@@ -17,6 +17,7 @@ from krq.config import Config
 from krq.errors import AppClosed
 
 _ASK = 10.0  # seconds for a question to the broker
+_GLANCE = 2.0  # seconds for one that people wait for
 _CLOSE = 4.0  # seconds for flushing at close
 
 
@@ -66,7 +67,7 @@ class KafkaBroker:
     def unread(self, topics: Sequence[str], group: str, marks: Mapping[tuple[str, int], int]) -> dict[str, int]:
         """See ``Broker.unread``."""
         self._check()
-        return self._admin.lag(topics, group, _ASK, marks)
+        return self._admin.lag(topics, group, _GLANCE, marks)
 
     def pending(self, topic: str, group: str) -> int:
         """0: Kafka deals out no single records."""

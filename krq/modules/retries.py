@@ -23,9 +23,12 @@ HEADER = "krq-backoff"
 
 
 class Retries(Module):
-    """``retries``: further attempts after a failure (2: three attempts in all). ``backoff``: a ``krq.Backoff``."""
+    """``retries``: further attempts after a failure (2: three attempts in all).
 
-    options: Mapping[str, Any] = {"retries": int, "backoff": Backoff}
+    ``backoff``: a ``krq.Backoff``, or a number: seconds before the first further attempt.
+    """
+
+    options: Mapping[str, Any] = {"retries": int, "backoff": Backoff | float}
 
     def __init__(self, retries: int = 2, backoff: Backoff | None = None) -> None:
         self._retries = retries
@@ -35,13 +38,14 @@ class Retries(Module):
         """Refuse what makes no sense when the task is registered."""
         if task.settings.get("retries", 0) < 0:
             raise OptionError(f"retries={task.settings['retries']} of {task.name!r} is negative")
+        _policy(task.settings.get("backoff", self._backoff))
 
     def submit(self, message: Message, options: Mapping[str, Any]) -> Message:
         """What the call asks for goes before what the task says."""
         if "retries" in options:
             message = msgspec.structs.replace(message, retries=options["retries"])
         if "backoff" in options:
-            headers = {**message.headers, HEADER: msgspec.to_builtins(options["backoff"])}
+            headers = {**message.headers, HEADER: msgspec.to_builtins(_policy(options["backoff"]))}
             message = msgspec.structs.replace(message, headers=headers)
         return message
 
@@ -62,5 +66,8 @@ class Retries(Module):
     def _policy(self, attempt: Attempt, settings: Mapping[str, Any]) -> Backoff:
         if HEADER in attempt.message.headers:
             return msgspec.convert(attempt.message.headers[HEADER], Backoff)
-        policy: Backoff = settings.get("backoff", self._backoff)
-        return policy
+        return _policy(settings.get("backoff", self._backoff))
+
+
+def _policy(given: Backoff | float) -> Backoff:
+    return given if isinstance(given, Backoff) else Backoff(first=given, most=max(given, Backoff().most))

@@ -19,10 +19,11 @@ from krq.errors import KRQError, RedisConnectionError, StoreError
 from krq.hooks import Attempt, Module
 from krq.registry import Registry
 from krq.store.client import TIMEOUT, Answer, Store, connect
+from krq.store.records import remember_dead
 from krq.store.scripts import Script
 from krq.version import __version__
 from krq.worker.engine import Engine, Held, Settle, Turn
-from krq.worker.intake import Intake, remember_dead
+from krq.worker.intake import Intake
 from krq.worker.log import LogKeeper
 from krq.worker.page import Page, boottime
 from krq.worker.run import Runner
@@ -118,8 +119,7 @@ class Child:
         self.runner.epoch = self.store.epoch.number
         self.page.turned()
         self.page.set_registered()
-        for module in self.spec.modules:
-            module.worker_started(ids.worker_of(self.incarnation))
+        self.runner.observe("worker_started", ids.worker_of(self.incarnation))
         self.log.start()
         self.intake.start()
         self._waker.start()
@@ -137,8 +137,7 @@ class Child:
             return False
         if not self.engine.stopping:
             log.info("worker %s stops: %d tasks are running", ids.worker_of(self.incarnation), self.slots.load.busy)
-            for module in self.spec.modules:
-                module.worker_stopping(ids.worker_of(self.incarnation))
+            self.runner.observe("worker_stopping", ids.worker_of(self.incarnation))
             self.intake.stop()
             self.engine.stop()
             self.engine.given_back(self.slots.withdraw())
@@ -293,8 +292,7 @@ class Child:
                 self._tell_to_stop(task_id)
             if audit:
                 self.engine.audit(answer.values[1] or [])
-            for module in self.spec.modules:
-                module.tick(time.time())
+            self.runner.observe("tick", time.time())
         if self._due("expire", EXPIRE, now):
             while (answer := self.store.run(Script.EXPIRE, int(self.config.result_ttl * 1000))).ok and answer.values[0] == 200:
                 self.page.turned()

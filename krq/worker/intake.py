@@ -12,15 +12,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from krq import events, message
 from krq.brokers.base import Batch, Broker, Consumer, Incoming, Outgoing, Position
 from krq.config import Config
 from krq.errors import KRQError, MessageInvalid, MessageTooLarge
 from krq.events import DeadLetter
 from krq.store.client import Answer, Store
-from krq.store.records import record
+from krq.store.records import record, remember_dead
 from krq.store.scripts import Script
 
 log = logging.getLogger("krq.worker.intake")
@@ -282,20 +280,6 @@ class Intake:
 def made_up_id(batch: Batch, incoming: Incoming) -> str:
     """The id of a record that brings none: the same at each redelivery, another one when its topic is made anew."""
     return f"{batch.topic_id[:12]}.{batch.topic[-60:]}.{batch.partition}.{incoming.offset}.{incoming.timestamp:x}"
-
-
-def remember_dead(store: Store, raw: bytes) -> None:
-    """Keep a dead letter at hand for people; the topic keeps it for ever."""
-    with store.plain() as redis:
-        pipeline = redis.pipeline(transaction=False)
-        pipeline.lpush(store.keys("dead"), raw if len(raw) <= 20_000 else _shortened(raw))
-        pipeline.ltrim(store.keys("dead"), 0, 999)
-        pipeline.execute()
-
-
-def _shortened(raw: bytes) -> bytes:
-    letter = events.decode_letter(raw)
-    return events.encode_letter(msgspec.structs.replace(letter, value=letter.value[:4000]))
 
 
 def _letter(queue: str, partition: int, incoming: Incoming, code: str, reason: str, task_id: str = "") -> DeadLetter:

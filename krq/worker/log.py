@@ -18,7 +18,9 @@ from krq import events
 from krq.brokers.base import Broker, Outgoing, Position
 from krq.config import Config
 from krq.errors import BrokerConnectionError, KRQError, NamespaceClosed, SubmissionError
+from krq.events import DeadLetter, Entry
 from krq.store.client import Store
+from krq.store.records import remember_dead
 from krq.store.scripts import Script
 from krq.worker.engine import Settle
 
@@ -30,8 +32,8 @@ MAX_HELD = 50_000
 PAGE, PAGE_BYTES = 500, 512 * 1024
 #: seconds that entries wait for others to share their record
 LINGER = 0.01
-#: the outbox of entries that scripts made themselves
-SCRIPTS = "~"
+#: the error of a task that killed its workers (recover.lua)
+POISON = "POISON"
 
 
 class _Item(msgspec.Struct, frozen=True):
@@ -43,13 +45,7 @@ class _Item(msgspec.Struct, frozen=True):
     settle: Settle | None = None
 
 
-class _Head(msgspec.Struct, frozen=True):
-    """What must be known of an entry that is read back."""
-
-    outcome: str
-
-
-_head = msgspec.json.Decoder(_Head)
+_entry = msgspec.json.Decoder(Entry)
 
 
 class LogKeeper:
@@ -175,12 +171,26 @@ class LogKeeper:
         items = []
         for field, entry in pairs:
             task_id, _, attempt = field.decode().rpartition(":")
-            items.append(_Item(task_id, int(attempt), _head.decode(entry).outcome != "retry", entry))
+            decoded = _entry.decode(entry)
+            items.append(_Item(task_id, int(attempt), decoded.outcome != "retry", entry, self._letter(decoded)))
         if items:
             self._publish(holder, items)
         elif holder != self._incarnation:
             self._store.run(Script.LOGGED, holder, [])
         return len(items) == PAGE
+
+    def _letter(self, entry: Entry) -> bytes | None:
+        """Scripts can't publish: a task that killed its workers gets its dead letter here."""
+        if entry.error is None or entry.error.type != POISON:
+            return None
+        with self._store.plain() as redis:
+            raw = redis.get(self._store.keys("message", entry.id)) or b""
+        letter = events.encode_letter(DeadLetter(
+            reason=entry.error.message, code=POISON, at=entry.finished, queue=entry.queue, id=entry.id, name=entry.name, error=entry.error,
+            **events.original(raw),
+        ))
+        remember_dead(self._store, letter)
+        return letter
 
     def _complain(self, error: KRQError) -> None:
         """Once per outage: the outbox waits, and goes on by itself."""

@@ -26,6 +26,8 @@ log = logging.getLogger("krq.worker")
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
+#: hooks that watch and decide nothing
+OBSERVERS = ("started", "ended", "worker_started", "worker_stopping", "tick")
 _CANCELLED = ErrorInfo("CANCELLED", "cancelled while it ran")
 
 
@@ -42,17 +44,18 @@ class Runner:
         self._report = report
         self._loop = Loop()
         self._policies = [m for m in modules if type(m).outcome is not Module.outcome]
-        self._starts = [m for m in modules if type(m).started is not Module.started]
-        self._ends = [m for m in modules if type(m).ended is not Module.ended]
+        self._observers = {
+            hook: [getattr(m, hook) for m in modules if getattr(type(m), hook) is not getattr(Module, hook)] for hook in OBSERVERS
+        }
 
     def __call__(self, held: Held) -> Settle:
         """Run the attempt. Never raises."""
         held.started = _now()
         attempt = self._attempt(held)
-        self._observe(self._starts, lambda module: module.started(attempt))
+        self.observe("started", attempt)
         outcome = self._call(held, attempt) if held.known else _unknown(held)
         outcome = self._decide(attempt, outcome)
-        self._observe(self._ends, lambda module: module.ended(attempt, outcome))
+        self.observe("ended", attempt, outcome)
         return settle(held, attempt, outcome)
 
     def _attempt(self, held: Held) -> Attempt:
@@ -81,6 +84,8 @@ class Runner:
         if task is None:
             if self._registry.catch_all is None:
                 raise UnknownTask(f"No task {attempt.message.task!r} is registered in worker {self._worker}")
+            if kwargs:
+                raise ArgumentError(f"{attempt.message.task!r} came with keyword arguments; task_func(task_type, args) takes none")
             return self._registry.catch_all(attempt.message.task, list(args))
         if not task.is_coroutine:
             try:
@@ -110,12 +115,13 @@ class Runner:
                 outcome = Failed(describe(error), retryable=False)
         return outcome
 
-    def _observe(self, modules: Sequence[Module], call: Callable[[Module], None]) -> None:
-        for module in modules:
+    def observe(self, hook: str, *args: Any) -> None:
+        """Tell the modules that have this hook. One that fails is logged, and changes nothing."""
+        for tell in self._observers[hook]:
             try:
-                call(module)
+                tell(*args)
             except Exception:  # boundary: observers may fail
-                log.exception("module %s failed; the task goes on", type(module).__name__)
+                log.exception("%s failed; the worker goes on", tell.__qualname__)
 
 
 async def _entered(coroutine: Any, ctx: context.Context) -> Any:

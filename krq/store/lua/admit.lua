@@ -64,9 +64,10 @@ local function optional(fields, name, value)
   end
 end
 
+-- Its value stays until the next: dependents that were told of its success may still ask for it. f is 0, so that settle.lua looks for a long one.
 local function forget_generation(id, key)
-  call('HDEL', key, 'r', 'c', 'tt', 'tf', 'o', 'f', 'i', 'or', 'un', 'e', 'pr', 'due', 'x', 'in', 'w', 'pg')
-  call('DEL', K.result(id))
+  call('HDEL', key, 'c', 'tt', 'tf', 'o', 'i', 'or', 'un', 'e', 'pr', 'due', 'x', 'in', 'w', 'pg')
+  call('HSET', key, 'f', 0)
   call('ZREM', K.failed, id)
 end
 
