@@ -7,7 +7,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from store_reading import dump
 
@@ -37,7 +37,7 @@ class Shard:
 
     def __init__(self, url: str, namespace: str | None = None, worker: bool = True) -> None:
         self.store = Store(config.load({"backend": url, "namespace": namespace or f"t{os.urandom(5).hex()}"}))
-        self.redis, self.keys = self.store.redis, self.store.keys
+        self.redis, self.keys = cast(Any, self.store.redis), self.store.keys
         self.store.renew(os.urandom(8).hex())
         self.offset = 0
         self.number = 0

@@ -85,12 +85,10 @@ class Model:
         self.dependents: dict[str, list[str]] = {}
         self.outbox: dict[str, set[str]] = {}
         self.workers: dict[str, Worker] = {}
-        self.ghosts: dict[str, set[str]] = {}
         self.counts: dict[str, Counter[str]] = {}
         self.marks: dict[str, int] = {}
         self.paused: set[str] = set()
         self.purged: dict[str, int] = {}
-        self.asserted: set[str] = set()
         self._arrivals = 0
         self._ended: list[tuple[str, bool]] = []
 
@@ -155,11 +153,10 @@ class Model:
                 task = self.tasks.get(dependent)
                 if task is None or task.state != "w":
                     continue
+                task.open -= succeeded
                 if not succeeded:
                     self._end_here(task, "F", "DEPENDENCY_FAILED")
-                    continue
-                task.open -= 1
-                if not task.open and task.record.due:
+                elif not task.open and task.record.due:
                     self._schedule(task, True)
                 elif not task.open:
                     self._arrive(task)
@@ -181,10 +178,8 @@ class Model:
             if verdict == "full":
                 stop = record.offset
                 break
-            if verdict == "conflict":
-                conflicts.append(i)
-            if verdict in ("conflict", "complete"):
-                complete.append(i)
+            conflicts += [i] * (verdict == "conflict")
+            complete += [i] * (verdict in ("conflict", "complete"))
         if source:
             self.marks[part] = max(self.marks[part], source[4] if stop is False else stop)
         self._tell()
@@ -232,7 +227,9 @@ class Model:
         self._count(record.queue, "N")
         marker = self.markers.pop(record.id, None)
         if marker and marker.cancelled:
-            return self._end_here(task, "C", "CANCELLED")
+            task.cancelled = True
+            self._end_here(task, "C", "CANCELLED")
+            return
         task.after, failed = record.after, False
         for on in record.after:
             state = self.tasks[on].state if on in self.tasks else ""
@@ -253,8 +250,7 @@ class Model:
     # --- work --------------------------------------------------------------------------------
 
     def register(self, inc: str, names: Iterable[str]) -> Any:
-        worker = self.workers.setdefault(inc, Worker(frozenset()))
-        worker.names = frozenset(names)
+        self.workers.setdefault(inc, Worker(frozenset())).names = frozenset(names)
         return ["OK"]
 
     def take(self, inc: str, number: int, most: int, queues: Sequence[str], patient: bool) -> Any:
@@ -386,10 +382,9 @@ class Model:
         """``past``: whether everything lies behind the horizon."""
         if not past:
             return ["OK", 0]
-        gone = {i for i, task in self.tasks.items() if task.state in FINAL and task.places is None and not self.depended(i)}
+        gone = [i for i, task in self.tasks.items() if task.state in FINAL and task.places is None and not self.depended(i)]
         for i in gone:
             del self.tasks[i]
-            self.dependents.pop(i, None)
         for task in list(self.tasks.values()):
             if task.state == "w" and any(on not in self.tasks for on in task.after):
                 self._end_here(task, "F", "DEPENDENCY_FAILED")

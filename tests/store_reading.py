@@ -92,7 +92,9 @@ def told(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fields(fields: dict[str, str]) -> dict[str, str]:
-    kept = {name: value for name, value in fields.items() if name not in UNTOLD and (name, value) not in (("rd", "0"), ("w", "0"), ("f", "0"))}
+    kept = {
+        name: value for name, value in fields.items() if name not in UNTOLD and (name, value) not in (("rd", "0"), ("w", "0"), ("f", "0"))
+    }
     if "p" in kept:
         kept["p"] = " ".join(sorted(kept["p"].split()))
     return kept
@@ -108,7 +110,10 @@ def expected(model: Model) -> dict[str, Any]:
     tasks = {i: _of(model, i, task) for i, task in (model.markers | model.tasks).items()}
     tasks |= {on: {"rd": str(model.depended(on))} for on in stubs - set(tasks)}
     queues = {task.record.queue for task in model.tasks.values()}
-    counters = {q: Counter(model.counts.get(q, {})) + Counter(bytes=model.size(q), paused=q in model.paused) for q in queues | set(model.counts) | model.paused}
+    counters = {
+        q: Counter(model.counts.get(q, {})) + Counter(bytes=model.size(q), paused=q in model.paused)
+        for q in queues | set(model.counts) | model.paused
+    }
     return {
         "tasks": tasks,
         "messages": {i for i, task in model.tasks.items() if task.message},

@@ -244,7 +244,12 @@ def test_p11_the_window_stops_intake_at_an_offset_by_count_and_by_bytes(shard: S
 
 
 def test_p11_waiting_and_scheduled_messages_do_not_fill_the_window(shard: Shard) -> None:
-    more = [shard.record("w1", after=["later"]), shard.record("d1", due=now_ms() + HOUR), shard.record("later"), shard.record("w2", after=["later"])]
+    more = [
+        shard.record("w1", after=["later"]),
+        shard.record("d1", due=now_ms() + HOUR),
+        shard.record("later"),
+        shard.record("w2", after=["later"]),
+    ]
     assert shard.admit(*more, window=1).values[0] is False
     assert shard.ready() == ["later"]
     assert [shard.state(i) for i in ("w1", "d1", "w2")] == ["w", "d", "w"]
@@ -296,9 +301,6 @@ def test_p18_the_same_id_with_other_bytes_is_told(shard: Shard) -> None:
     assert shard.task("a")["p"] == "default:0:0"
 
 
-# --- P8, P15: generations ---------------------------------------------------------------------------
-
-
 def test_p15_a_newer_generation_revives_a_final_task_and_keeps_its_attempts(shard: Shard) -> None:
     shard.add("a")
     shard.taken()
@@ -312,9 +314,6 @@ def test_p15_a_newer_generation_revives_a_final_task_and_keeps_its_attempts(shar
     assert shard.redis.exists(shard.keys("result", "a")) == 0
     assert shard.admit(shard.record("a", generation=1, raw="again")).values[0] is False
     assert shard.state("a") == "S", "the same generation does not"
-
-
-# --- P9: unknown names --------------------------------------------------------------------------------
 
 
 def test_p9_an_unknown_name_is_put_off_with_back_off_then_given_as_unknown(shard: Shard) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
@@ -123,10 +123,12 @@ class Scripts(RuleBasedStateMachine):
         queue = QUEUES[int(i[1:]) % 2]
         part = self.rng.choice([part for part in PARTS if part[0] == queue])
         raw = i + "!" * self.chance(0.1)
+        name, inputs = "odd" if self.chance(0.1) else "add", "list" if self.chance(0.5) else 0
+        after = tuple(self.some(IDS, 2)) if self.chance(0.3) else ()
+        due, expires, now = FAR * self.chance(0.15), 1 * self.chance(0.1), int(time.time() * 1000)
+        priority, generation = self.rng.choice([-1, 0, 0, 0, 1]), self.rng.choice([0, 0, 0, 1, 2])
         record = Record(
-            i, "odd" if self.chance(0.1) else "add", queue, part[1], len(self.log[part]), raw, len(raw), self.rng.choice([-1, 0, 0, 0, 1]),
-            FAR * self.chance(0.15), 1 * self.chance(0.1), tuple(self.some(IDS, 2)) if self.chance(0.3) else (), "list" if self.chance(0.5) else 0,
-            int(time.time() * 1000), self.rng.choice([0, 0, 0, 1, 2]),
+            i, name, queue, part[1], len(self.log[part]), raw, len(raw), priority, due, expires, after, inputs, now, generation
         )  # fmt: skip
         self.log[part].append(record)
         if self.chance(0.5):
@@ -286,7 +288,7 @@ class Scripts(RuleBasedStateMachine):
             read = told_now[what]
             if what == "values":
                 read = {i: json.loads(v)["type"] if v.startswith('{"') else v for i, v in read.items()}
-            assert read == value, (what, read, value)
+            assert read == value, (what, difference(read, value))
         self.low_water()
 
     def owned(self, found: dict[str, Any]) -> None:
@@ -313,9 +315,15 @@ class Scripts(RuleBasedStateMachine):
                 assert task is None or f"{part}:{record.offset}" not in (task.places or ())
 
 
+def difference(read: Any, wanted: Any) -> Any:
+    if not isinstance(read, dict) or not isinstance(wanted, dict):
+        return read, wanted
+    return {i: (read.get(i), wanted.get(i)) for i in read.keys() | wanted.keys() if read.get(i) != wanted.get(i)}
+
+
 @pytest.fixture(params=["valkey", "debian_redis"])
-def server(request: pytest.FixtureRequest) -> Iterator[ValkeyServer]:
-    yield request.getfixturevalue(request.param)
+def server(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
 
 
 def test_scripts_do_as_the_model_does(server: ValkeyServer) -> None:

@@ -31,7 +31,7 @@ MAX_HELD = 50_000
 #: most entries of one record, and its size in bytes
 PAGE, PAGE_BYTES = 500, 512 * 1024
 #: seconds that entries wait for others to share their record
-LINGER = 0.01
+LINGER = 0.05
 #: the error of a task that killed its workers (recover.lua)
 POISON = "POISON"
 
