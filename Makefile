@@ -36,7 +36,7 @@ test: lint unit
 
 lint: $(STAMP)
 	$(BIN)/ruff check
-	$(BIN)/mypy --strict krq
+	$(BIN)/mypy --strict krq tests/typing_cases.py
 	$(BIN)/lint-imports
 
 unit: $(STAMP)

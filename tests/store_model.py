@@ -109,7 +109,6 @@ class Model:
         return min([self.marks[part], *self.incomplete(part)])
 
     def depended(self, on: str) -> int:
-        """Edges to ``on`` from tasks that are not final."""
         return sum(task.after.count(on) for task in self.tasks.values() if task.state not in FINAL)
 
     def size(self, queue: str) -> int:
@@ -379,8 +378,7 @@ class Model:
         return ["OK", len(ids)]
 
     def expire(self, past: bool) -> Any:
-        """``past``: whether everything lies behind the horizon."""
-        if not past:
+        if not past:  # whether everything lies behind the horizon
             return ["OK", 0]
         gone = [i for i, task in self.tasks.items() if task.state in FINAL and task.places is None and not self.depended(i)]
         for i in gone:

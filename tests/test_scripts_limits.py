@@ -112,6 +112,30 @@ def test_p16_many_short_cascades_share_one_slice(shard: Shard) -> None:
     assert shard.redis.llen(shard.keys("fan")) == 100
 
 
+def test_p16_who_ended_while_waiting_stays_ended(shard: Shard) -> None:
+    shard.add("first")
+    shard.add("a", "b", "c", after=["first"])
+    assert shard.ok(Script.CANCEL, ["a"]) == ["C"]
+    shard.taken(1)
+    shard.settle("first")
+    assert [shard.state(i) for i in "abc"] == ["C", "q", "q"]
+
+
+def test_waiters_are_told_once_of_an_end(shard: Shard) -> None:
+    shard.add("a", "b")
+    told = shard.redis.pubsub()
+    told.subscribe(shard.keys("notices", "me"))
+    until(lambda: told.get_message(timeout=0.1))
+    assert shard.ok(Script.WATCH, "me", ["a", "b", "nobody"]) == ["", "", False]
+    shard.taken()
+    shard.ok(Script.SETTLE, "w", [[i, 1, "S", "1", "{}", 0] for i in "ab"])
+    message = until(lambda: told.get_message(timeout=0.1))
+    assert b"a" in message["data"] and b"b" in message["data"]
+    assert shard.ok(Script.WATCH, "me", ["a"]) == ["S"]
+    assert "wc:a" not in shard.dump()
+    told.close()
+
+
 # --- D3: a full server -----------------------------------------------------------------------------
 
 
