@@ -6,13 +6,15 @@ PYTHON ?= $(shell for each in python3.13 python3.12 python3.11 python3.14 python
 
 BIN := .venv/bin
 STAMP := .venv/.set-up
+CHAOS_MINUTES ?= 2
 
-.PHONY: help setup demo test lint unit bench clean
+.PHONY: help setup demo test lint unit chaos bench clean
 
 help:
 	@echo 'make demo    real servers, two workers, the words of real files; ends by itself'
 	@echo 'make test    lint, types, layers and all tests, on real Kafka and Valkey'
 	@echo 'make lint    ruff, mypy and import-linter alone'
+	@echo 'make chaos   kill, stop and restart everything under load for CHAOS_MINUTES=2; a ledger judges'
 	@echo 'make bench   the benchmarks'
 	@echo 'make setup   .venv and the downloads, and nothing else'
 	@echo 'make clean   remove .venv and whatever tools left'
@@ -39,8 +41,12 @@ lint: $(STAMP)
 	$(BIN)/mypy --strict krq tests/typing_cases.py
 	$(BIN)/lint-imports
 
+# two at a time: most tests wait for a lease, a restart or a rebalance
 unit: $(STAMP)
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile
+
+chaos: $(STAMP)
+	@cd tests && ../$(BIN)/python -m chaos.driver --minutes $(CHAOS_MINUTES)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench.py

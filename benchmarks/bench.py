@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import floor
+import flows
 import redis
 
 import krq
@@ -147,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=50_000, help="how many to submit and drain (default 50,000)")
     parser.add_argument("--sends", type=int, default=500, help="how many single sends to time (default 500)")
+    parser.add_argument("--members", type=int, default=10_000, help="how many a group has before its final task (default 10,000)")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()
     table = Table()
@@ -157,6 +159,7 @@ def main() -> None:
     ):
         floor.create(kafka.address, "floor.one", "floor.bulk", "bench.default.log")
         latency(table, kafka, valkey, options.sends)
+        flows.workflows(table.row, worker, kafka, valkey, options.members)
         bulk_and_drain(table, kafka, valkey, options.tasks)
     if options.json:
         options.json.write_text(json.dumps(table.rows, indent=1))

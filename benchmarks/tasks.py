@@ -1,6 +1,8 @@
-"""The worker of the benchmarks: a function that does nothing."""
+"""The worker of the benchmarks: functions that do next to nothing."""
 
 from __future__ import annotations
+
+import time
 
 import krq
 
@@ -10,6 +12,18 @@ app = krq.KRQ()
 @app.task
 def nothing(x: int) -> int:
     return x
+
+
+@app.task
+def moment(*_: float) -> float:
+    """Unix seconds at its start."""
+    return time.time()
+
+
+@app.task
+def arrival(_: list[int]) -> float:
+    """The final task of a group: Unix seconds at its start."""
+    return time.time()
 
 
 if __name__ == "__main__":

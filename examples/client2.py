@@ -1,4 +1,4 @@
-"""Tasks that wait for other tasks; and, with --rough, tasks that fail, wait and crash.
+"""Chains and groups; and, with --rough, tasks that fail, wait and crash.
 
     python examples/client2.py             needs examples/worker.py
     python examples/client2.py --rough     needs examples/worker2.py
@@ -6,6 +6,8 @@
 
 import sys
 import time
+from threading import Event
+from typing import Any
 
 from krq import KRQ, ResultTimeout, TaskFailed
 
@@ -13,27 +15,45 @@ TIMEOUT = 60.0
 
 
 def chained(krq_client: KRQ) -> None:
-    """((1 + 2) * 10) - 5: each step is sent now, runs after the one before, and gets its result as first argument."""
-    first = krq_client.send_task("add", [1, 2])
-    second = krq_client.send_task("mul", [10], after=[first], inputs="prepend")
-    third = krq_client.send_task("sub", [5], after=[second], inputs="prepend")
-    print("a chain is sent; its last step is", krq_client.status(third))
-    print("((1 + 2) * 10) - 5 =", krq_client.result(third, TIMEOUT))
+    """One after the other, each with its own arguments; all results go to a callback, in a thread of this process."""
+    finished = Event()
+
+    def my_callback_function(results: list[Any]) -> None:
+        print("the chain's results:", results)
+        finished.set()
+
+    tasks = [("add", [1, 2]), ("mul", [3, 4])]
+    krq_client.chain_tasks(tasks, final_callback=my_callback_function)
+
+    if not finished.wait(TIMEOUT):
+        raise ResultTimeout("The chain did not come to an end")
 
 
-def joined(krq_client: KRQ) -> None:
-    """Five products at the same time, and a sum that waits for all of them."""
+def grouped(krq_client: KRQ) -> None:
+    """Side by side, and a final task that waits for all of them."""
+    tasks = [("add", [1, 2]), ("mul", [3, 4])]
+    final_task = ("sub", [10, 5])
+    handle = krq_client.group_tasks(tasks, final_task)
+
+    print("the final task's result:", handle.result(TIMEOUT), "after", handle.children[0].result(TIMEOUT))
+
+
+def passed_on(krq_client: KRQ) -> None:
+    """The same with results that are passed on: ((1 + 2) * 10) - 5, and a sum that gets the results of five products."""
+    call = krq_client.signature
+    handle = (call("add", 1, 2) | call("mul", 10) | call("sub", 5)).send()
+    print("((1 + 2) * 10) - 5 =", handle.result(TIMEOUT))
+
     products = [krq_client.send_task("mul", [n, n]) for n in range(1, 6)]
-    total = krq_client.send_task("add", [], after=products, inputs="prepend")
+    total = krq_client.send_task("add", [], after=products, inputs="prepend")  # a graph of your own: edges, one by one
     print("1 + 4 + 9 + 16 + 25 =", krq_client.result(total, TIMEOUT))
 
 
 def broken(krq_client: KRQ) -> None:
     """What waits for a task that fails can never run: it fails, too, and says why."""
-    first = krq_client.send_task("div", [1, 0], retries=0)
-    second = krq_client.send_task("add", [1], after=[first], inputs="prepend")
+    call = krq_client.signature
     try:
-        krq_client.result(second, TIMEOUT)
+        (call("div", 1, 0).options(retries=0) | call("add", 1) | call("mul", 2)).send().result(TIMEOUT)
     except TaskFailed as error:
         print("after a failure:", error.message)
 
@@ -71,7 +91,7 @@ def main() -> int:
             if "--rough" in sys.argv[1:]:
                 rough(krq_client)
             else:
-                for scene in (chained, joined, broken):
+                for scene in (chained, grouped, passed_on, broken):
                     scene(krq_client)
         except ResultTimeout as error:
             print(f"{error}\nIs the worker running? See the top of this file.", file=sys.stderr)

@@ -4,23 +4,28 @@ from krq.backoff import Backoff
 from krq.context import Context, current
 from krq.core import KRQ
 from krq.errors import KRQError, ResultTimeout, SubmissionError, SubmissionTimeout, TaskCancelled, TaskFailed, TaskNotFound
-from krq.handle import TaskHandle
+from krq.handle import BroadcastHandle, ChainHandle, GroupHandle, TaskHandle
 from krq.hooks import Module
 from krq.info import TaskInfo
 from krq.outcome import Reject, Retry
 from krq.states import TaskStatus
 from krq.task import Task
 from krq.version import __version__
+from krq.workflow import Signature, chain, group
 
 __all__ = [
     "KRQ",
     "Backoff",
+    "BroadcastHandle",
+    "ChainHandle",
     "Context",
+    "GroupHandle",
     "KRQError",
     "Module",
     "Reject",
     "ResultTimeout",
     "Retry",
+    "Signature",
     "SubmissionError",
     "SubmissionTimeout",
     "Task",
@@ -31,5 +36,7 @@ __all__ = [
     "TaskNotFound",
     "TaskStatus",
     "__version__",
+    "chain",
     "current",
+    "group",
 ]

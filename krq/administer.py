@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import msgspec
 
@@ -18,6 +19,9 @@ from krq.states import TaskStatus
 from krq.store.client import Store
 from krq.store.scripts import Script
 
+#: cancellations in one record of the log, and in one script call
+CHUNK, SLICE = 1_000, 200
+
 
 def cancel(config: Config, store: Store, broker: Broker, task_id: str) -> bool:
     """Write the wish to the log, then end the task or tell its worker. False: it had ended."""
@@ -30,6 +34,26 @@ def cancel(config: Config, store: Store, broker: Broker, task_id: str) -> bool:
         raise BrokerConnectionError(f"The log did not take the cancellation: {answer}") from answer
     state = store.call(Script.CANCEL, [task_id])[0][0]
     return state in ("C", "p", "m")
+
+
+def cancel_all(config: Config, store: Store, broker: Broker, task_ids: Sequence[str]) -> int:
+    """``cancel`` for many, the last first: what waits is cancelled before what it waits for. Returns how many had not ended."""
+    backwards, at = list(reversed(task_ids)), time.time_ns() // 1_000_000
+    pages = [
+        events.encode_page([
+            events.encode_entry(Entry(id=task_id, outcome="cancel", error=ErrorInfo("CANCELLED", "asked for"), finished=at))
+            for task_id in backwards[start : start + CHUNK]
+        ])
+        for start in range(0, len(backwards), CHUNK)
+    ]
+    for answer in broker.publish([Outgoing(config.events_topic, page) for page in pages], config.send_timeout):
+        if isinstance(answer, Exception):
+            raise BrokerConnectionError(f"The log did not take the cancellation: {answer}") from answer
+    n = 0
+    for start in range(0, len(backwards), SLICE):
+        states = store.call(Script.CANCEL, backwards[start : start + SLICE])[0]
+        n += sum(state in ("C", "p", "m") for state in states)
+    return n
 
 
 def again(config: Config, info: TaskInfo, raw: bytes | None) -> tuple[str, Message, bytes]:

@@ -9,32 +9,36 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import os
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar, Unpack, overload
 
 import msgspec
 
 from krq import administer, brokers, config, ids, work
 from krq import modules as default_modules
+from krq.call import Call
 from krq.config import Config, Settings
-from krq.errors import AppClosed, ArgumentError, OptionError, ResultTimeout, TaskCancelled, TaskFailed, TaskNotFound
+from krq.errors import AppClosed, ArgumentError, OptionError, TaskNotFound
 from krq.events import DeadLetter
-from krq.handle import TaskHandle
-from krq.hooks import Module
+from krq.handle import BroadcastHandle, ChainHandle, TaskHandle
+from krq.hooks import Module, find
 from krq.info import Stats, TaskInfo, WorkerFailure, WorkerInfo
 from krq.inspector import Inspector
+from krq.modules.broadcast import Broadcast
+from krq.modules.chaining import Chaining
+from krq.modules.grouping import Grouping
 from krq.registry import CatchAll, Registry
+from krq.results import Outcomes
 from krq.states import TaskStatus
 from krq.store.client import Store
-from krq.store.waiter import Future, Waiter
+from krq.store.waiter import Waiter
 from krq.submitter import Submitter, check_options
-from krq.task import Call, Task
+from krq.task import Task
 from krq.worker.child import Spec
+from krq.workflow import Signature
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,6 +53,7 @@ class _Clients(NamedTuple):
     submitter: Submitter
     waiter: Waiter
     inspector: Inspector
+    outcomes: Outcomes
 
 
 class _WorkerSetup(NamedTuple):
@@ -146,6 +151,30 @@ class KRQ:
         self.check_options(options)
         return Call(fields["task"], fields.get("args", ()), fields.get("kwargs", {}), self.registry.get(fields["task"]), options)
 
+    # --- workflows ---------------------------------------------------------------------------
+
+    def signature(self, name: str, /, *args: Any, **kwargs: Any) -> Signature[Any]:
+        """A call by name for ``krq.chain`` and ``krq.group``: what ``task.s`` is where the function is not importable."""
+        return Signature(self, Call(name, args, kwargs, self.registry.get(name)))
+
+    def chain_tasks(self, tasks: Sequence[Sequence[Any]], final_callback: Callable[[list[Any]], object] | None = None) -> ChainHandle[Any]:
+        """Run ``[(name, args), …]`` one after the other, each with its own arguments: see ``krq.modules.chaining``."""
+        return find(self.modules, Chaining).chain_tasks(self, tasks, final_callback)
+
+    def group_tasks(self, tasks: Sequence[Sequence[Any]], final_task: Sequence[Any]) -> ChainHandle[Any]:
+        """Run ``[(name, args), …]`` side by side, then ``(name, args)``: see ``krq.modules.grouping``."""
+        return find(self.modules, Grouping).group_tasks(self, tasks, final_task)
+
+    def broadcast(
+        self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, /, **options: Any,
+    ) -> BroadcastHandle[Any]:
+        """Send a task to each worker that is alive and knows it: see ``krq.modules.broadcast``."""
+        return find(self.modules, Broadcast).broadcast(self, Call(name, args, kwargs or {}, self.registry.get(name), options))
+
+    def serving(self, name: str) -> list[WorkerInfo]:
+        """The live workers that know a task of this name."""
+        return self._clients.inspector.serving(name)
+
     # --- look --------------------------------------------------------------------------------
 
     def handle(self, task_id: str) -> TaskHandle[Any]:
@@ -161,36 +190,35 @@ class KRQ:
 
     def result(self, task_id: str | TaskHandle[Any], timeout: float | None = None) -> Any:
         """Wait for the end and return the result; see ``TaskHandle.result``."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        future = self._clients.waiter.futures([str(task_id)])[0]
-        try:
-            future.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        except TimeoutError as error:
-            if future.done():
-                raise
-            self._clients.waiter.drop(str(task_id), future)
-            raise ResultTimeout(f"Task {task_id} did not end within {timeout} s; it is {self.status(task_id)}") from error
-        return self._outcome(str(task_id))
+        return self._clients.outcomes.results([str(task_id)], timeout)[0]
 
     async def aresult(self, task_id: str | TaskHandle[Any], timeout: float | None = None) -> Any:
         """``result`` for coroutines: waits without blocking the event loop."""
-        futures: list[Future] = await asyncio.to_thread(self._clients.waiter.futures, [str(task_id)])
-        try:
-            await asyncio.wait_for(asyncio.wrap_future(futures[0]), timeout)
-        except TimeoutError as error:
-            raise ResultTimeout(f"Task {task_id} did not end within {timeout} s") from error
-        finally:
-            self._clients.waiter.drop(str(task_id), futures[0])
-        return await asyncio.to_thread(self._outcome, str(task_id))
+        return (await self._clients.outcomes.aresults([str(task_id)], timeout))[0]
 
-    def _outcome(self, task_id: str) -> Any:
-        info = self.status(task_id)
-        if info.status is TaskStatus.SUCCESS:
-            return info.result
-        if info.status is TaskStatus.CANCELLED:
-            raise TaskCancelled(f"Task {task_id} was cancelled")
-        assert info.error is not None
-        raise TaskFailed(task_id, info.error.type, info.error.message, info.error.traceback)
+    def results(self, task_ids: Sequence[str], timeout: float | None = None) -> list[Any]:
+        """Wait for all of these and return their results in order; raises as soon as one has ended in another way."""
+        return self._clients.outcomes.results(task_ids, timeout)
+
+    async def aresults(self, task_ids: Sequence[str], timeout: float | None = None) -> list[Any]:
+        """``results`` for coroutines."""
+        return await self._clients.outcomes.aresults(task_ids, timeout)
+
+    def ends(self, task_ids: Sequence[str], timeout: float | None = None) -> Iterator[str]:
+        """The ids in the order in which the tasks end, in whatever way. Raises ``ResultTimeout`` when some are late."""
+        return self._clients.outcomes.ends(task_ids, timeout)
+
+    def when_ended(self, task_ids: Sequence[str], call: Callable[[], object]) -> None:
+        """Call this once, in a thread of the app, when all of these have succeeded or one has not. It must be quick."""
+        self._clients.outcomes.when_ended(task_ids, call)
+
+    def ended(self, task_ids: Sequence[str]) -> int:
+        """How many of these have ended by now, in whatever way."""
+        return self._clients.outcomes.ended(task_ids)
+
+    def infos(self, task_ids: Sequence[str]) -> list[TaskInfo | None]:
+        """These tasks as they stand, None for those that nobody knows."""
+        return self._clients.inspector.infos(task_ids)
 
     def tasks(self, status: TaskStatus | str | None = None, name: str | None = None, limit: int = 100) -> list[TaskInfo]:
         """At most ``limit`` tasks of a status (None: any) and a name; bounded work, never a scan of all."""
@@ -217,6 +245,10 @@ class KRQ:
     def cancel(self, task_id: str | TaskHandle[Any]) -> bool:
         """End a task that has not started, tell a running one to stop. False: it had ended. Raises ``TaskNotFound``."""
         return administer.cancel(self.config, self._clients.store, self._clients.broker, str(task_id))
+
+    def cancel_all(self, task_ids: Sequence[str]) -> int:
+        """``cancel`` for many, the last first, so that none fails for want of another. Returns how many had not ended."""
+        return administer.cancel_all(self.config, self._clients.store, self._clients.broker, task_ids)
 
     def retry(self, task_id: str | TaskHandle[Any]) -> TaskHandle[Any]:
         """Run a failed or cancelled task again under its id, with all its retries. Raises ``TaskNotFound``, ``OptionError``."""
@@ -268,7 +300,7 @@ class KRQ:
         if task_func is not None:
             self.registry.catch_all = task_func
         self.close(forever=False)
-        spec = Spec(self.config, self.registry, self.modules, self.served_queues, brokers.make)
+        spec = Spec(self.config, self.registry, self.modules, self.served_queues, brokers.make, self._setup.inbox or "")
         work.run(spec, self._setup.worker_id or ids.default_worker_id(), processes)
 
     @property
@@ -298,8 +330,9 @@ class KRQ:
         broker = brokers.make(self.config)
         waiter = Waiter(store)
         atexit.register(waiter.close)
-        return _Clients(os.getpid(), store, broker, Submitter(self.config, broker, store, self.modules), waiter,
-                        Inspector(self.config, store, broker))
+        inspector = Inspector(self.config, store, broker)
+        return _Clients(os.getpid(), store, broker, Submitter(self.config, broker, store, self.modules), waiter, inspector,
+                        Outcomes(waiter, inspector))
 
     def close(self, *, forever: bool = True) -> None:
         """Let go of all connections; whoever waits for a result gets ``AppClosed``. May be repeated."""

@@ -8,15 +8,18 @@ changes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from krq.errors import OptionError
 from krq.message import Message
 from krq.outcome import Outcome
 
 if TYPE_CHECKING:
     from krq.task import Task
+
+M = TypeVar("M", bound="Module")
 
 
 class Attempt(msgspec.Struct, kw_only=True, dict=False):
@@ -81,3 +84,11 @@ def known_options(modules: Iterable[Module]) -> dict[str, Any]:
     for module in modules:
         options.update(module.options)
     return options
+
+
+def find(modules: Iterable[Module], kind: type[M]) -> M:
+    """The module of this kind. Raises ``OptionError`` where the app was made without it."""
+    for each in modules:
+        if isinstance(each, kind):
+            return each
+    raise OptionError(f"This app has no module {kind.__name__}", cure=f"Add {kind.__module__}.{kind.__name__}() to KRQ(modules=[...]).")

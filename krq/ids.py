@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import time
+import zlib
 
 from krq.errors import ConfigError, OptionError
 
@@ -56,6 +57,13 @@ def check_queue(queue: str) -> str:
     if not isinstance(queue, str) or not _QUEUE.fullmatch(queue) or queue in _RESERVED:
         raise OptionError(f"{queue!r} is no queue name", cure="Use letters, digits, '.', '_', '-'; not 'events' or 'dead'.")
     return queue
+
+
+def inbox(worker_id: str) -> str:
+    """The queue that this worker alone serves: ``inbox.<worker_id>``, with a digest where the id has other characters than a queue."""
+    if _QUEUE.fullmatch(worker_id):
+        return f"inbox.{worker_id}"
+    return f"inbox.{re.sub(r'[^A-Za-z0-9._-]', '_', worker_id)}.{zlib.crc32(worker_id.encode()):08x}"
 
 
 def check_namespace(namespace: str) -> str:

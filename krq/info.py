@@ -61,6 +61,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     beat: float | None = None
     """its last heartbeat"""
     version: str = ""
+    inbox: str = ""
+    """the queue that it alone serves"""
 
 
 class WorkerFailure(msgspec.Struct, frozen=True, kw_only=True):

@@ -136,8 +136,18 @@ class Inspector:
                 queues=fields.get("queues", "").split(","), slots=int(fields.get("slots", 0)), busy=busy,
                 succeeded=int(fields.get("S", 0)), failed=int(fields.get("F", 0)), retried=int(fields.get("R", 0)),
                 started=_time(fields.get("started")), beat=_time(fields.get("beat")), version=fields.get("version", ""),
+                inbox=fields.get("inbox", ""),
             ))
         return found
+
+    def serving(self, name: str) -> list[WorkerInfo]:
+        """The live incarnations that know a task of this name."""
+        workers = self.workers()
+        with self._store.plain() as redis:
+            pipeline = redis.pipeline(transaction=False)
+            for worker in workers:
+                pipeline.smismember(self._store.keys("names", worker.incarnation), [name, "*"])
+            return [worker for worker, known in zip(workers, pipeline.execute(), strict=True) if any(known)]
 
     def failures(self, limit: int = 100) -> list[WorkerFailure]:
         """Deaths of workers, the latest first; the last 1,000 are kept."""

@@ -12,19 +12,23 @@ import msgspec
 
 from krq import ids, message
 from krq.brokers.base import Broker, Outgoing, Position
+from krq.call import Call, CallOptions
 from krq.config import Config
 from krq.errors import BatchError, KRQError, MessageInvalid, OptionError, SubmissionError
+from krq.handle import awaited
 from krq.hooks import Module, known_options
 from krq.message import Message
 from krq.store.client import Store
 from krq.store.records import record
 from krq.store.scripts import Script
-from krq.task import Call, CallOptions
+from krq.workflow import refuse_cycles
 
 log = logging.getLogger("krq.submit")
 
 #: records that one script call admits
 CHUNK = 300
+#: dependencies that admit.lua enters at once; it enters more slice by slice
+MANY = 500
 
 _CALL_OPTIONS = frozenset(CallOptions.__annotations__) - {"retries", "backoff", "timeout"}
 _TASK_OPTIONS = frozenset({"name", "queue", "priority", "expires"})
@@ -44,7 +48,13 @@ class Submitter:
     def send(self, calls: Sequence[Call]) -> list[str]:
         """Publish and admit; returns the ids once the log has all of them. All are checked before the first is sent."""
         built = [self._build(call) for call in calls]
-        return self.publish([(queue, msg, self._encode(msg)) for queue, msg in built])
+        edges = {msg.task_id: msg.after for _, msg in built if msg.after}
+        if edges:
+            refuse_cycles(edges)
+        # first those whose edges take a while: the others run meanwhile
+        ordered = sorted(built, key=lambda one: len(one[1].after) <= MANY) if edges else built
+        self.publish([(queue, msg, self._encode(msg)) for queue, msg in ordered])
+        return [msg.task_id for _, msg in built]
 
     def publish(self, messages: Sequence[tuple[str, Message, bytes]]) -> list[str]:
         """The same for messages that are built already, each with its queue and its bytes."""
@@ -69,7 +79,7 @@ class Submitter:
             msg = Message(
                 task=call.name, task_id=options.get("task_id") or ids.new_id(), args=list(call.args), kwargs=dict(call.kwargs),
                 eta=_eta(options, now), expires=_moment("expires", options.get("expires"), now),
-                after=[str(task) for task in options.get("after", ())], inputs=options.get("inputs", "none"),
+                after=awaited(options.get("after", ())), inputs=options.get("inputs", "none"),
                 priority=options.get("priority", 0), key=options.get("key"), headers=dict(options.get("headers", {})),
             )
             for module in self._policies:
@@ -142,8 +152,8 @@ def _awaited(options: Mapping[str, Any]) -> Sequence[None]:
     """As many places as the results that it waits for will take in front of its own arguments."""
     match options.get("inputs", "none"):
         case "prepend":
-            return [None] * len(options.get("after", ()))
-        case "list" if options.get("after"):
+            return [None] * len(awaited(options.get("after", ())))
+        case "list" if awaited(options.get("after", ())):
             return [None]
     return []
 

@@ -5,61 +5,19 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack, cast, overload
 
 from krq import ids
+from krq.call import Call, CallOptions, Sender
 from krq.errors import ArgumentError
-from krq.handle import TaskHandle
-from krq.message import Inputs
+from krq.handle import BroadcastHandle, TaskHandle
+from krq.workflow import Signature
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
+A = TypeVar("A")
 R = TypeVar("R")
 T = TypeVar("T")
-
-
-class CallOptions(TypedDict, total=False):
-    """Options of one call. Modules may own more."""
-
-    queue: str
-    priority: int
-    """-100 to 100; the higher runs first within its queue"""
-    delay: float | timedelta
-    """seconds from now"""
-    eta: float | datetime
-    """not before: Unix seconds or an aware datetime"""
-    expires: float | datetime | timedelta
-    """not started after: Unix seconds, an aware datetime, or a timedelta from now"""
-    key: str
-    """messages of one key stand in one partition, in order"""
-    after: Sequence[TaskHandle[Any] | str]
-    """waits until all of these have succeeded"""
-    inputs: Inputs
-    """what it gets of them: "none", "prepend" or "list" """
-    task_id: str
-    """an id of your own: sending it twice runs it once"""
-    headers: Mapping[str, Any]
-    retries: int
-    backoff: Any
-    timeout: float
-
-
-class Call(NamedTuple):
-    """One task to send."""
-
-    name: str
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any]
-    task: Task[..., Any] | None = None
-    options: Mapping[str, Any] = {}
-
-
-class Sender(Protocol):
-    """What a task asks of the app."""
-
-    def send_calls(self, calls: Sequence[Call]) -> list[TaskHandle[Any]]: ...
-
-    def check_options(self, options: Mapping[str, Any]) -> None: ...
 
 
 class Task(Generic[P, R]):
@@ -100,6 +58,35 @@ class Task(Generic[P, R]):
         """
         return self._sender.send_calls([Call(self.name, tuple(args), {}, self) for args in calls])
 
+    # The first argument may be left out: a step of a chain gets it from the step before.
+    @overload
+    def s(self: Task[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> Signature[T]: ...
+    @overload
+    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]: ...
+    @overload
+    def s(self: Task[Concatenate[A, Q], Awaitable[T]], *args: Q.args, **kwargs: Q.kwargs) -> Signature[T]: ...
+    @overload
+    def s(self: Task[Concatenate[A, Q], R], *args: Q.args, **kwargs: Q.kwargs) -> Signature[R]: ...
+    def s(self, *args: Any, **kwargs: Any) -> Any:
+        """A call for ``krq.chain`` and ``krq.group``: sent with them, not now."""
+        return Signature(self._sender, Call(self.name, args, kwargs, self))
+
+    @overload
+    def si(self: Task[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> Signature[T]: ...
+    @overload
+    def si(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]: ...
+    def si(self, *args: Any, **kwargs: Any) -> Any:
+        """The same, immutable: it waits for the step before and takes no result of it."""
+        return Signature(self._sender, Call(self.name, args, kwargs, self), immutable=True)
+
+    @overload
+    def broadcast(self: Task[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> BroadcastHandle[T]: ...
+    @overload
+    def broadcast(self, *args: P.args, **kwargs: P.kwargs) -> BroadcastHandle[R]: ...
+    def broadcast(self, *args: Any, **kwargs: Any) -> Any:
+        """Send it to each worker that is alive now: see ``KRQ.broadcast``."""
+        return self._sender.broadcast(self.name, args, kwargs)
+
     def options(self, **options: Unpack[CallOptions]) -> Bound[P, R]:
         """The same task with options for the calls made through what this returns."""
         self._sender.check_options(options)
@@ -139,3 +126,27 @@ class Bound(Generic[P, R]):
     def send_many(self, calls: Iterable[Sequence[Any]]) -> list[TaskHandle[R]]:
         """As ``Task.send_many``."""
         return self.task._sender.send_calls([Call(self.task.name, tuple(args), {}, self.task, self._options) for args in calls])
+
+    @overload
+    def s(self: Bound[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> Signature[T]: ...
+    @overload
+    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]: ...
+    @overload
+    def s(self: Bound[Concatenate[A, Q], Awaitable[T]], *args: Q.args, **kwargs: Q.kwargs) -> Signature[T]: ...
+    @overload
+    def s(self: Bound[Concatenate[A, Q], R], *args: Q.args, **kwargs: Q.kwargs) -> Signature[R]: ...
+    def s(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``Task.s``, with these options."""
+        return Signature(self.task._sender, Call(self.task.name, args, kwargs, self.task, self._options))
+
+    @overload
+    def si(self: Bound[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> Signature[T]: ...
+    @overload
+    def si(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]: ...
+    def si(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``Task.si``, with these options."""
+        return Signature(self.task._sender, Call(self.task.name, args, kwargs, self.task, self._options), immutable=True)
+
+    def broadcast(self, *args: P.args, **kwargs: P.kwargs) -> BroadcastHandle[R]:
+        """As ``Task.broadcast``, with these options."""
+        return self.task._sender.broadcast(self.task.name, args, kwargs, **self._options)

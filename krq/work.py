@@ -24,6 +24,8 @@ def run(spec: Spec, worker_id: str, processes: int = 1) -> None:
         raise OptionError(f"processes={processes} must be at least 1")
     if not len(spec.registry) and spec.registry.catch_all is None:
         raise WorkerInitializationError("No task is registered", cure="Decorate functions with @app.task, or pass task_func to run().")
+    if processes > 1:
+        spec = spec._replace(inbox="")  # each child is a worker of its own, and so is its inbox
     logs.configure()
     wait_for_servers(spec.config)
     config = spec.config

@@ -322,7 +322,7 @@ class Model:
         return ["OK", answers]
 
     def release(self, inc: str, items: Sequence[tuple[str, int]]) -> Any:
-        mine = [i for i, attempt in items if i in self.held(inc) and attempt in (-1, self.tasks[i].attempt)]
+        mine = [i for i, attempt in items if i in self.held(inc) and attempt == self.tasks[i].attempt]
         for i in mine:
             self._hand_back(self.tasks[i])
         return ["OK", len(mine)]
@@ -378,13 +378,13 @@ class Model:
         return ["OK", len(ids)]
 
     def expire(self, past: bool) -> Any:
-        if not past:  # whether everything lies behind the horizon
-            return ["OK", 0]
-        gone = [i for i, task in self.tasks.items() if task.state in FINAL and task.places is None and not self.depended(i)]
+        gone = [i for i, task in self.tasks.items() if past and task.state in FINAL and task.places is None and not self.depended(i)]
         for i in gone:
             del self.tasks[i]
         for task in list(self.tasks.values()):
-            if task.state == "w" and any(on not in self.tasks for on in task.after):
+            if task.state in "qdw" and task.record.expires == 1:
+                self._end_here(task, "F", "EXPIRED")
+            elif past and task.state == "w" and any(on not in self.tasks for on in task.after):
                 self._end_here(task, "F", "DEPENDENCY_FAILED")
         self._tell()
         return ["OK", len(gone)]

@@ -28,6 +28,26 @@ def add(x: int, y: int) -> int:
 
 
 @app.task
+def mul(x: int, y: int) -> int:
+    return x * y
+
+
+@app.task
+def sub(x: int, y: int) -> int:
+    return x - y
+
+
+@app.task
+def total(values: list[int]) -> int:
+    return sum(values)
+
+
+@app.task
+def count(values: list[object]) -> int:
+    return len(values)
+
+
+@app.task
 async def double(x: int) -> int:
     await asyncio.sleep(0)
     return x * 2
@@ -41,6 +61,16 @@ def work(path: str, key: str, seconds: float = 0.0) -> str:
     time.sleep(seconds)
     note(path, "F", key, me.attempt, os.getpid(), me.worker, time.monotonic())
     return key
+
+
+@app.task
+def step(*args: object) -> list[object]:
+    """``step([before], path, n, seconds)``: a link of a chain, noted in a ledger; gives what came before and itself."""
+    *before, path, n, seconds = args
+    note(str(path), "S", n)
+    time.sleep(float(str(seconds)))
+    note(str(path), "F", n)
+    return [*(before[0] if before and isinstance(before[0], list) else []), n]
 
 
 @app.task(retries=2, backoff=quick)

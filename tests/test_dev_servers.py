@@ -197,7 +197,7 @@ def test_a_silent_server_times_out_and_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_missing_binary_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ServerError, match="no-such-server.*binary=") as caught:
+    with pytest.raises(ServerError, match=r"no-such-server.*binary=") as caught:
         ValkeyServer(tmp_path, binary="no-such-server").start()
     assert caught.value.code == "DEV_BINARY_MISSING"
 
@@ -314,7 +314,7 @@ class Mirror:
         asked = self.asked
 
         class Handler(SimpleHTTPRequestHandler):
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 asked.append(self.path)
 
         handler = functools.partial(Handler, directory=str(folder))

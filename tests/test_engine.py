@@ -122,10 +122,10 @@ def test_a_lost_epoch_sends_unconfirmed_ends_again_and_forgets_releases() -> Non
 def test_an_audit_releases_only_what_it_has_not() -> None:
     engine = Engine(4)
     take(engine, [held(1)])
-    engine.audit(["t1", "stranger"])
+    engine.audit([("t1", 1), ("stranger", 3)])
     turn = engine.turn(0.1, IDLE)
     assert turn is not None
-    assert turn.releases == [("stranger", -1)]
+    assert turn.releases == [("stranger", 3)]
 
 
 def test_stopping_takes_nothing_more_and_ends_when_all_is_settled() -> None:

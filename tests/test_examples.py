@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from harness import Servers, until
-from snippets import ROOT, readme_file
+from snippets import ROOT, blocks, readme_file
 
 from krq.dev.kafka import KafkaServer
 from krq.dev.valkey import ValkeyServer
@@ -98,6 +99,8 @@ def test_usage_is_told(tmp_path: Path) -> None:
 def test_chained_tasks(reader: Reader) -> None:
     with reader.worker(EXAMPLES / "worker.py", "worker-1"):
         said = reader.run(EXAMPLES / "client2.py")
+        assert "the chain's results: [3, 12]\n" in said
+        assert "the final task's result: 5 after [3, 12]\n" in said
         assert "((1 + 2) * 10) - 5 = 25\n" in said
         assert "1 + 4 + 9 + 16 + 25 = 55\n" in said
         assert "did not succeed" in said
@@ -170,13 +173,26 @@ def test_demo_ends_by_itself_and_leaves_nothing(tmp_path: Path) -> None:
     assert not processes_that_name(tmp_path)
 
 
+# --- docs/workflows.md ---------------------------------------------------------------------------
+
+
+def test_snippets_of_the_workflows_page(reader: Reader) -> None:
+    files = [block for block in blocks(ROOT / "docs" / "workflows.md", "python") if block.file]
+    for block in files:
+        (reader.folder / str(block.file)).write_text(block.text)
+    with reader.worker(*krq_worker("shop.py", "--worker-id", "w1")):
+        for block in files[1:]:
+            told = re.findall(r"print\(.*\)  # (.*)", block.text)
+            assert reader.run(str(block.file)).splitlines() == told, block.file
+
+
 # --- README.md -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def saved(reader: Reader) -> Reader:
     """A reader who has saved the README's files."""
-    for name in ("tasks.py", "send.py", "fail.py", "later.py", "foreign.py"):
+    for name in ("tasks.py", "send.py", "fail.py", "later.py", "flows.py", "foreign.py"):
         text = readme_file(name).replace('"krq.default"', f'"{reader.servers.namespace}.default"')
         (reader.folder / name).write_text(text)
     return reader
@@ -195,6 +211,9 @@ def test_ten_minutes_of_the_readme(saved: Reader) -> None:
 
         later = saved.run("later.py").splitlines()
         assert later == ["3", "107", "{2}"]
+
+        flows = saved.run("flows.py").splitlines()
+        assert sorted({*flows} - {"[3, 7]"}) == ["13", "15", "[0, 2, 4, 6, 8] (5, 5)", "dict_values([2])"]
 
         saved.run("foreign.py")
         assert app.result("d5750c0e-ed82", timeout=20) == 3

@@ -177,7 +177,7 @@ def test_redis_restarting_is_nothing_but_delay(
     servers = Servers(url, own_valkey.url, namespace, heartbeat=0.3, lease=5, partitions=2)
     path = tmp_path / "ledger"
     with servers.app() as app, running(servers, tmp_path, ["w1", "w2"]) as workers:
-        tasks = app.submit_many([{"task": "work", "args": [str(path), f"k{i}", 0.02]} for i in range(300)])
+        tasks = app.submit_many([{"task": "work", "args": [str(path), f"k{i}", 0.1]} for i in range(300)])
         for stop in (own_valkey.stop, own_valkey.kill):
             done = len(finishes(path))
             until(lambda done=done: len(finishes(path)) > done + 30, "some more are done")  # type: ignore[misc]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import kafka.errors as kafka_errors
 from kafka import TopicPartition
-from kafka.admin import ConfigResource, OffsetSpec
+from kafka.admin import ConfigResource, MemberToRemove, OffsetSpec
 
 from krq.brokers._kafka_clients import CLIENT_FAILURES, HEADROOM, Clients, describe
 from krq.errors import BrokerConnectionError, ConfigError
@@ -85,6 +85,11 @@ class Admin:
             offset = marks.get((each.topic, each.partition), committed[each].offset if each in committed else -1)
             found[each.topic] += max(0, last - max(first, offset))
         return found
+
+    def expel(self, members: Sequence[str], group: str, timeout: float) -> None:
+        """Remove dead members; those that are gone already are no matter."""
+        dead = [MemberToRemove(member_id=member, reason="its worker died") for member in members]
+        self._call(lambda client: client.remove_group_members(group, dead), timeout)
 
     def trim(self, topic: str, partition: int, before: int, timeout: float) -> None:
         """Delete what stands before an offset."""

@@ -72,6 +72,11 @@ class KafkaGroupConsumer:
             return frozenset()
         return frozenset((at.topic, at.partition) for at in self._client.assignment())
 
+    @property
+    def member_id(self) -> str:
+        """See ``Consumer.member_id``."""
+        return str(self._client.group_metadata().member_id or "") if self._client is not None else ""
+
     def topic_id(self, topic: str) -> str | None:
         """See ``Consumer.topic_id``."""
         return self._ids.get(topic)
@@ -182,7 +187,7 @@ class KafkaGroupConsumer:
             max_poll_records=2000,
             max_poll_interval_ms=60_000,
             session_timeout_ms=10_000,
-            heartbeat_interval_ms=3_000,
+            heartbeat_interval_ms=1_000,
             fetch_max_wait_ms=25,
             fetch_min_bytes=16384,
             fetch_max_bytes=32 * 1024 * 1024,

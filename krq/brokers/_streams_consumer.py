@@ -119,6 +119,11 @@ class StreamsConsumer:
         """All topics: each reader is dealt records of each."""
         return frozenset((topic, 0) for topic in self._topics)
 
+    @property
+    def member_id(self) -> str:
+        """"": nobody waits for a reader of a stream."""
+        return ""
+
     def topic_id(self, topic: str) -> str | None:
         """The topic's name: a stream has no other identity."""
         return topic

@@ -80,6 +80,11 @@ class Consumer(Protocol):
         """The (topic, partition) pairs this member reads now."""
         ...
 
+    @property
+    def member_id(self) -> str:
+        """What the group knows this member by, for ``Broker.expel``; "" before it has joined, or where nobody must wait for it."""
+        ...
+
     def topic_id(self, topic: str) -> str | None:
         """Identity of a topic as of the last poll; None while it is not known."""
         ...
@@ -154,6 +159,10 @@ class Broker(Protocol):
 
     def complete(self, positions: Sequence[Position], group: str) -> None:
         """Dealt: take records off the pending list. Ordered: nothing. May be repeated."""
+        ...
+
+    def expel(self, members: Sequence[str], group: str) -> None:
+        """Take members that are dead off the group, so that it does not wait for them. Best effort; may be repeated."""
         ...
 
     def lag(self, topics: Sequence[str], group: str) -> dict[str, int]:

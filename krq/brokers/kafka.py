@@ -59,6 +59,11 @@ class KafkaBroker:
         """Nothing: progress in Kafka is told by ``Consumer.commit``."""
         self._check()
 
+    def expel(self, members: Sequence[str], group: str) -> None:
+        """See ``Broker.expel``."""
+        self._check()
+        self._admin.expel(members, group, _GLANCE)
+
     def lag(self, topics: Sequence[str], group: str) -> dict[str, int]:
         """See ``Broker.lag``. A topic that does not exist has none."""
         self._check()

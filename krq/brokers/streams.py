@@ -93,6 +93,9 @@ class StreamsBroker:
             for start in range(0, len(offsets), _CHUNK):
                 self._command("XACK", topic, group, *offsets[start : start + _CHUNK])
 
+    def expel(self, members: Sequence[str], group: str) -> None:
+        """Nothing: what a dead reader was dealt is claimed by others."""
+
     def lag(self, topics: Sequence[str], group: str) -> dict[str, int]:
         """See ``Broker.lag``: records not yet dealt out, and those dealt out and not complete."""
         return {topic: self._fresh(topic, group) + self.pending(topic, group) for topic in topics}

@@ -228,7 +228,8 @@ class Server:
     def _wait_ready(self, timeout: float, seen: int) -> None:
         deadline = time.monotonic() + timeout
         while not self._probe():
-            assert self._owner is not None and self._process is not None
+            assert self._owner is not None
+            assert self._process is not None
             self._owner.join(POLL_SECONDS)
             if not self.running:
                 ending = f"it ended with code {self._process.returncode}"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from krq.hooks import Module
+from krq.modules.broadcast import Broadcast
+from krq.modules.chaining import Chaining
+from krq.modules.grouping import Grouping
 from krq.modules.retries import Retries
 
 
 def default() -> list[Module]:
     """What ``KRQ(modules=None)`` uses."""
-    return [Retries()]
+    return [Retries(), Chaining(), Grouping(), Broadcast()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 TABLE = {
     # hash: id, number, run (server run id), open, reason, closed_at, opened_at. For ever: identity of the namespace.
     "epoch": "epoch",
-    # set: incarnations that have asserted under a closed epoch. Until it opens.
+    # set: incarnations that have asserted under a closed epoch. Until the next one is closed.
     "asserted": "asserted",
     # hash, one per task: state, name, queue, counters, times, short result. Until expire.lua.
     "task": "t:",
@@ -22,8 +22,12 @@ TABLE = {
     "after": "a:",
     # list: ids that wait for a task. Until the task is final and they were told.
     "dependents": "d:",
-    # list: ids of final tasks whose dependents are not all told. Popped by every take.
+    # list: "+id" or "-id" of tasks that succeeded or did not, and whose dependents are not all told. Popped by every take.
     "fan": "fan",
+    # list: tasks with many dependencies, "+id": edges are still to be added, "-id": to be let go. Popped by every take.
+    "edges": "edges",
+    # zset: ids of tasks that expire, by expiry. Until their end.
+    "expiring": "expiring",
     # zset of a queue: ready ids by priority and arrival. Bounded by the window.
     "ready": "ready:",
     # zset of a queue: ids by due time.
@@ -64,6 +68,8 @@ TABLE = {
     "outbox": "ob:",
     # set: dead incarnations whose outbox is not empty.
     "orphans": "orphans",
+    # list: group members of dead incarnations. Popped by every intake.
+    "expel": "expel",
     # list: the last 1,000 deaths of workers, as JSON.
     "deaths": "deaths",
     # list: the last 1,000 dead letters, as JSON.

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from krq import events, message
 from krq.brokers.base import Position
+from krq.errors import RedisConnectionError
 from krq.message import Message
 from krq.store.client import Store
+from krq.store.scripts import Script
+
+_CHUNK = 1_000
 
 
 def record(task_id: str, decoded: Message, raw: bytes, position: Position, queue: str, sent: int, *, ordered: bool) -> list[Any]:
@@ -28,6 +34,25 @@ def remember_dead(store: Store, raw: bytes) -> None:
         pipeline.lpush(store.keys("dead"), raw if len(raw) <= 20_000 else _shortened(raw))
         pipeline.ltrim(store.keys("dead"), 0, 999)
         pipeline.execute()
+
+
+def results_of(store: Store, task_ids: Sequence[str]) -> list[str]:
+    """JSON results of tasks that have succeeded, in order: of as many as a script should not read at once.
+
+    While Redis is away, or not open, it waits: whoever asks holds a lease, and is ended when that is over.
+    """
+    found: list[str] = []
+    while len(found) < len(task_ids):
+        chunks = [task_ids[at : at + _CHUNK] for at in range(len(found), min(len(found) + 5 * _CHUNK, len(task_ids)), _CHUNK)]
+        try:
+            answers = store.run_all([(Script.INPUTS, (chunk,)) for chunk in chunks])
+        except RedisConnectionError:
+            answers = []
+        if answers and all(answer.ok for answer in answers):
+            found += [value for answer in answers for value in answer.values[0]]
+        else:
+            time.sleep(0.1)
+    return found
 
 
 def _shortened(raw: bytes) -> bytes:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from krq import ids, message
@@ -19,7 +20,7 @@ from krq.errors import KRQError, RedisConnectionError, StoreError
 from krq.hooks import Attempt, Module
 from krq.registry import Registry
 from krq.store.client import TIMEOUT, Answer, Store, connect
-from krq.store.records import remember_dead
+from krq.store.records import remember_dead, results_of
 from krq.store.scripts import Script
 from krq.version import __version__
 from krq.worker.engine import Engine, Held, Settle, Turn
@@ -49,6 +50,8 @@ class Spec(NamedTuple):
     modules: Sequence[Module]
     queues: Sequence[str]
     make_broker: Callable[[Config], Broker]
+    inbox: str = ""
+    """one of ``queues`` that is this worker's own; "": each child has one that is named after it"""
 
 
 class LeaseLost(Exception):
@@ -63,12 +66,15 @@ class Child:
         self.config = spec.config
         self.incarnation = incarnation
         self.page = page
+        self.inbox = spec.inbox or ids.inbox(ids.worker_of(incarnation))
+        self.queues = list(dict.fromkeys([*spec.queues, self.inbox]))
         self.store = Store(spec.config)
         self.broker = spec.make_broker(spec.config)
         self.engine = Engine(spec.config.slots)
         self.slots = Slots(spec.config.slots, self._run)
-        self.runner = Runner(spec.config, spec.registry, spec.modules, incarnation, self._report)
-        self.intake = Intake(spec.config, self.store, self.broker, spec.queues, incarnation)
+        read = partial(results_of, self.store)
+        self.runner = Runner(spec.config, spec.registry, spec.modules, incarnation, self._report, read)
+        self.intake = Intake(spec.config, self.store, self.broker, self.queues, incarnation, self.inbox)
         self.log = LogKeeper(spec.config, self.store, self.broker, incarnation)
         self._waker = threading.Thread(target=self._listen, name="krq-wake", daemon=True)
         self._wake = threading.Event()
@@ -77,10 +83,12 @@ class Child:
         self._done: deque[tuple[Settle, float, float]] = deque()
         self._spent_until = 0.0
         self._progress: dict[str, float] = {}
-        self._queues = deque(spec.queues)
+        self._queues = deque(self.queues)
         self._stop_at: float | None = None
         self._at = {"audit": 0.0, "sync": 0.0, "expire": 0.0}
         self._complained = False
+        #: seconds without a confirmed beat after which the lease may be given away soon
+        self._safe = spec.config.lease - min(2.0, spec.config.lease / 5)
 
     # --- life --------------------------------------------------------------------------------
 
@@ -129,6 +137,7 @@ class Child:
         fields = {
             "worker": ids.worker_of(self.incarnation), "host": socket.gethostname(), "pid": os.getpid(), "slots": self.config.slots,
             "queues": ",".join(self.spec.queues), "started": time.time_ns() // 1_000_000, "version": __version__,
+            "inbox": self.inbox,
         }
         return [part for pair in fields.items() for part in pair]
 
@@ -211,9 +220,13 @@ class Child:
         The kernel's timer is the last resort, for a child that turns no more under a supervisor that does not look.
         """
         signal.setitimer(signal.ITIMER_REAL, WEDGED + self.config.lease)
-        age = boottime() - self.page.confirmed
-        if age > self.config.lease - min(2.0, self.config.lease / 5):
+        age = self._unconfirmed()
+        if age > self._safe:
             raise LeaseLost(f"its lease was not confirmed for {age:.1f} s")
+
+    def _unconfirmed(self) -> float:
+        """Seconds since the last confirmed beat was sent."""
+        return boottime() - self.page.confirmed
 
     def _send(self, turn: Turn, now: float) -> None:
         calls: list[tuple[Script, Sequence[Any]]] = []
@@ -264,7 +277,9 @@ class Child:
         return read
 
     def _run(self, slot: int, held: Held) -> None:
-        """Run one task; called in its slot."""
+        """Run one task; called in its slot. A process that was frozen past its lease begins nothing more."""
+        if self._unconfirmed() > self._safe:
+            os._exit(FENCED)
         self.page.begin(slot, held.id)
         began = time.monotonic()
         settle = self.runner(held)
@@ -316,7 +331,7 @@ class Child:
     def _listen(self) -> None:
         """Block on the wake-up keys while the engine is hungry; its own thread and connection."""
         client = connect(self.config.backend, TIMEOUT + 5)
-        keys = [self.store.keys("wake", queue) for queue in self.spec.queues]
+        keys = [self.store.keys("wake", queue) for queue in self.queues]
         while True:
             self._hungry.wait()
             try:

@@ -35,7 +35,7 @@ class Held(msgspec.Struct, kw_only=True, eq=False):
     sent: int
     queue: str
     inputs: Sequence[Any] | None
-    """("prepend" or "list", JSON results of what it waited for)"""
+    """("prepend" or "list", JSON results of what it waited for; False where they are many: they are read before it runs)"""
     known: bool
     """False: no worker knows the name, and it has waited long enough"""
     message: Message | None = None
@@ -214,10 +214,10 @@ class Engine:
         self._releases.clear()
         self._ready = True
 
-    def audit(self, held_there: Iterable[str]) -> None:
-        """Release what the store says this incarnation holds and it has not. Only while no turn is pending."""
+    def audit(self, held_there: Iterable[tuple[str, int]]) -> None:
+        """Release the (id, attempt) that the store says this incarnation holds and it has not. Only while no turn is pending."""
         assert self._pending is None
-        self._releases.extend((task_id, -1) for task_id in held_there if task_id not in self.held)
+        self._releases.extend((task_id, attempt) for task_id, attempt in held_there if task_id not in self.held)
 
     @property
     def idle(self) -> bool:

@@ -43,12 +43,14 @@ class Refused(Exception):
 class Intake:
     """One thread per child."""
 
-    def __init__(self, config: Config, store: Store, broker: Broker, queues: Sequence[str], member: str) -> None:
+    def __init__(self, config: Config, store: Store, broker: Broker, queues: Sequence[str], member: str, inbox: str) -> None:
         self._config = config
         self._store = store
         self._broker = broker
         self._topics = [config.topic(queue) for queue in queues]
+        self._inbox = config.topic(inbox)
         self._member = member
+        self._member_id = ""
         self._consumer: Consumer | None = None
         self._waiting: dict[Part, Batch] = {}
         self._ids: dict[Part, str] = {}
@@ -97,6 +99,7 @@ class Intake:
 
     def _turn(self) -> None:
         if self._consumer is None:
+            self._broker.ensure([self._inbox], partitions=1)  # it has one reader
             self._broker.ensure(self._topics)
             self._consumer = self._broker.consumer(self._topics, self._config.group_id, self._member)
         consumer = self._consumer
@@ -242,11 +245,25 @@ class Intake:
             if look and part not in self._waiting:
                 self._compare(consumer, part, told[0])
         consumer.commit(lows)
+        self._expel()
+
+    def _expel(self) -> None:
+        """Take the dead off the group: it would wait for them for a whole session before partitions move."""
+        with self._store.plain() as redis:
+            dead = redis.lpop(self._store.keys("expel"), 100)
+        if dead:
+            self._broker.expel([member.decode() for member in dead], self._config.group_id)
 
     def _meet(self, consumer: Consumer) -> None:
-        """Make the marks of partitions that are new here: without them a submitter can't take the short cut."""
+        """Make the marks of partitions that are new here: without them a submitter can't take the short cut.
+
+        And leave word who this is within the group, for the day that it dies.
+        """
         if not self._broker.ordered:
             return
+        if consumer.member_id != self._member_id:
+            self._member_id = consumer.member_id
+            self._store.run(Script.JOINED, self._member, self._member_id)
         for part in consumer.assigned() - self._ids.keys():
             topic_id = consumer.topic_id(part[0])
             if topic_id is not None:

@@ -2,7 +2,8 @@
 
 Made before the fork. The child writes what runs in which slot and that its engine still turns; the
 supervisor writes when the lease was last confirmed. Each field has one writer; times are seconds of
-CLOCK_BOOTTIME (which goes on while the machine sleeps).
+CLOCK_BOOTTIME (which goes on while the machine sleeps). They are written in one piece: ``pack_into``
+would blank the field first, and the other process may look in between.
 """
 
 from __future__ import annotations
@@ -11,12 +12,9 @@ import mmap
 import struct
 import time
 
-_HEAD = struct.Struct("<dddBB")
-_RECORD = 160
-_LENGTH = struct.Struct("<B")
-
-CONFIRMED, ENGINE, STARTED = 0, 8, 16
-REGISTERED, LEAVING = 24, 25
+_TIME = struct.Struct("<d")
+CONFIRMED, ENGINE, REGISTERED, LEAVING = 0, 8, 16, 17
+_SLOTS, _RECORD = 32, 160
 
 
 def boottime() -> float:
@@ -30,31 +28,31 @@ class Page:
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
-        self._memory = mmap.mmap(-1, _HEAD.size + 6 + slots * _RECORD)
+        self._memory = mmap.mmap(-1, _SLOTS + slots * _RECORD)
         self.reset()
 
     def reset(self) -> None:
         """Blank it for a new child."""
         self._memory[:] = bytes(len(self._memory))
-        now = boottime()
-        struct.pack_into("<ddd", self._memory, 0, now, now, now)
+        self.confirm(boottime())
+        self.turned()
 
     # --- written by the child ----------------------------------------------------------------
 
     def begin(self, slot: int, task_id: str) -> None:
         """A slot starts a task."""
         raw = task_id.encode()[: _RECORD - 1]
-        at = _HEAD.size + slot * _RECORD
+        at = _SLOTS + slot * _RECORD
         self._memory[at + 1 : at + 1 + len(raw)] = raw
         self._memory[at] = len(raw)
 
     def end(self, slot: int) -> None:
         """A slot's task has ended."""
-        self._memory[_HEAD.size + slot * _RECORD] = 0
+        self._memory[_SLOTS + slot * _RECORD] = 0
 
     def turned(self) -> None:
         """The engine is alive."""
-        struct.pack_into("<d", self._memory, ENGINE, boottime())
+        self._memory[ENGINE : ENGINE + 8] = _TIME.pack(boottime())
 
     def set_registered(self) -> None:
         """The child is registered: its supervisor may beat for it."""
@@ -68,19 +66,19 @@ class Page:
 
     def confirm(self, sent: float) -> None:
         """A beat that was sent at ``sent`` was confirmed."""
-        struct.pack_into("<d", self._memory, CONFIRMED, sent)
+        self._memory[CONFIRMED : CONFIRMED + 8] = _TIME.pack(sent)
 
     # --- read by both ------------------------------------------------------------------------
 
     @property
     def confirmed(self) -> float:
         """When the last confirmed beat was sent."""
-        return float(struct.unpack_from("<d", self._memory, CONFIRMED)[0])
+        return float(_TIME.unpack_from(self._memory, CONFIRMED)[0])
 
     @property
     def engine(self) -> float:
         """When the engine turned last."""
-        return float(struct.unpack_from("<d", self._memory, ENGINE)[0])
+        return float(_TIME.unpack_from(self._memory, ENGINE)[0])
 
     @property
     def registered(self) -> bool:
@@ -94,7 +92,7 @@ class Page:
         """Ids of the tasks that run, or ran when the child died."""
         found = []
         for slot in range(self.slots):
-            at = _HEAD.size + slot * _RECORD
+            at = _SLOTS + slot * _RECORD
             length = self._memory[at]
             if length:
                 found.append(self._memory[at + 1 : at + 1 + length].decode("utf-8", "replace"))

@@ -35,13 +35,14 @@ class Runner:
     """Calls functions and makes outcomes of whatever they do. Thread-safe."""
 
     def __init__(self, config: Config, registry: Registry, modules: Sequence[Module], incarnation: str,
-                 report: Callable[[Attempt, int, int], None]) -> None:
+                 report: Callable[[Attempt, int, int], None], read: Callable[[Sequence[str]], list[str]]) -> None:
         self.epoch = 0
         self._config = config
         self._registry = registry
         self._incarnation = incarnation
         self._worker = ids.worker_of(incarnation)
         self._report = report
+        self._read = read
         self._loop = Loop()
         self._policies = [m for m in modules if type(m).outcome is not Module.outcome]
         self._observers = {
@@ -70,7 +71,10 @@ class Runner:
         held.context = ctx
         context.enter(ctx)
         try:
-            result = self._invoke(attempt, ctx, *arguments(attempt.message, held.inputs))
+            inputs = held.inputs
+            if inputs and inputs[1] is False:  # too many for a take
+                inputs = (inputs[0], self._read(attempt.message.after))
+            result = self._invoke(attempt, ctx, *arguments(attempt.message, inputs))
             raw = message.encode_value(
                 result, max_bytes=self._config.max_message_bytes, max_depth=self._config.max_depth,
                 what=f"The result of {attempt.message.task!r}",

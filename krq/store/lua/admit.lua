@@ -40,20 +40,16 @@ local function submitter_mark(queue, partition)
   return marks[at]
 end
 
--- Each dependency counts who depends on it, also one that nobody has published yet. Returns how many are open, and one that failed.
-local function open_dependencies(id, after)
-  local n, failed = 0, nil
-  for _, on in ipairs(after) do
-    local s = call('HGET', K.task(on), 's')
-    if s == 'F' or s == 'C' or on == id then failed = failed or on
-    elseif s ~= 'S' then
-      call('RPUSH', K.dependents(on), id)
-      n = n + 1
-      if s == 'm' then call('PERSIST', K.task(on)) end
-    end
-    call('HINCRBY', K.task(on), 'rd', 1)
-  end
+-- The first EDGES dependencies; the others follow slice by slice. Returns how many are open, and one that failed.
+local function open_dependencies(id, queue, after)
+  local n, failed = add_edges(id, after, 1, math.min(#after, EDGES))
   call('SET', K.after(id), cmsgpack.pack(after))
+  if #after > EDGES then
+    call('HSET', K.task(id), 'ln', EDGES)
+    call('LPUSH', K.edges, '+' .. id)
+    wakes[queue] = true
+    n = n + 1
+  end
   return n, failed
 end
 
@@ -80,6 +76,7 @@ local function write(r, key, known, s, more, value)
   optional(fields, 'in', r[12])
   optional(fields, 'g', r[14])
   if more then optional(fields, more, value) end
+  if r[10] ~= 0 then call('ZADD', K.expiring, r[10], r[1]) end
   call('HSET', unpack(fields))
 end
 
@@ -87,16 +84,19 @@ local function enter(i, r, key, s, known, revived)
   local id, queue = r[1], r[3]
   local cancelled = s == 'm' and call('HGET', key, 'c')
   if s == 'm' then call('PERSIST', key) end
-  if revived then forget_generation(id, key) end
+  if revived then
+    let_go_of_dependencies(id, true)
+    forget_generation(id, key)
+  end
   messages[#messages + 1] = K.message(id)
   messages[#messages + 1] = r[6]
   queues[queue] = (queues[queue] or 0) + 1
   local open, failed, waits = 0, nil, #r[11] > 0
-  if waits and not cancelled then open, failed = open_dependencies(id, r[11]) end
+  if waits and not cancelled then open, failed = open_dependencies(id, queue, r[11]) end
   if cancelled or failed then
     write(r, key, known, 'q', 'w', waits and not cancelled and open .. '' or 0)
     if cancelled then end_here(id, 'C', 'CANCELLED', 'cancelled before it ran')
-    else end_here(id, 'F', 'DEPENDENCY_FAILED', 'waited for ' .. failed .. ', which did not succeed') end
+    else end_here(id, 'F', 'DEPENDENCY_FAILED', cause(failed)) end
   elseif open > 0 then
     write(r, key, known, 'w', 'w', open)
     call('ZADD', K.waiting, now, id)
@@ -129,6 +129,7 @@ local function fill_in(r, key)
   optional(fields, 'x', r[10])
   optional(fields, 'in', r[12])
   optional(fields, 'g', r[14])
+  if r[10] ~= 0 then call('ZADD', K.expiring, r[10], r[1]) end
   if #r[11] > 0 then
     call('SET', K.after(r[1]), cmsgpack.pack(r[11]))
     for _, on in ipairs(r[11]) do call('HINCRBY', K.task(on), 'rd', 1) end
@@ -165,7 +166,22 @@ local function drop(i, key, s)
   call('HDEL', key, 's', 'n', 'q', 'ts', 'c', 'wa')
 end
 
+-- Mostly all of a batch is new, or none: one look tells.
+local function all_new()
+  local names, n = {}, 0
+  for i, r in ipairs(records) do names[i] = K.task(r[1]) end
+  for i = 1, #names, 2000 do n = n + call('EXISTS', unpack(names, i, math.min(i + 1999, #names))) end
+  return n == 0
+end
+
+local fresh, seen = all_new(), {}
+local NOTHING = {false, false, false, false, false}
+
 local function read(key)
+  if fresh and not seen[key] then
+    seen[key] = true
+    return NOTHING
+  end
   return call('HMGET', key, 's', 'p', 'h', 'g', 'as')
 end
 

@@ -1,4 +1,5 @@
--- Forget finished tasks, oldest first, at most 200 a call, and fail a few of those that wait for what the log does not have.
+-- Forget finished tasks, oldest first, at most 200 a call; fail a few of those that wait for what the log does not have, and of
+--   those that were not started before their expiry, whoever serves their queue.
 -- flags: allow-oom
 -- ARGV[2] {keep_ms}
 -- A task goes when it is logged, all known dependents are final, and intake of every partition is past its finish + keep:
@@ -31,6 +32,13 @@ for _ = 1, 200 do
     call('RPOP', K.done)
     forget(id)
   end
+end
+
+for _, id in ipairs(call('ZRANGEBYSCORE', K.expiring, '-inf', now, 'LIMIT', 0, 100)) do
+  local s = call('HGET', K.task(id), 's')
+  if s == 'q' or s == 'd' or s == 'w' then end_here(id, 'F', 'EXPIRED', 'not started before its expiry')
+  elseif s == 'p' then call('ZADD', K.expiring, now + 30000, id) -- again when its worker dies
+  else call('ZREM', K.expiring, id) end
 end
 
 local looks = 0

@@ -7,7 +7,7 @@
 --   a attempt · f failures · i deaths · or leases that expired unreported · g generation · o owner, of the last attempt when it is over
 --   tt taken at · tf finished at · r short value · p positions not yet complete (longer than 64 bytes when it was published many times),
 --   '' once the end is logged · e holder of the entry of an end that a script made · pr priority · due · x expiry · in inputs · w dependencies
---   still open, where it has any · rd dependents not final: a task nobody has published may have this alone · c cancel asked · un not known
+--   still open, where it has any · ln of more than EDGES dependencies: how many are counted · rd dependents not final: a task nobody has published may have this alone · c cancel asked · un not known
 --   since · wa somebody waits for its end · as asserted before its record was seen · pg progress
 
 local call = redis.call
@@ -158,7 +158,8 @@ local function add_position(known, queue, partition, offset, ordered)
 end
 
 -- Ends of tasks. What waits for them is told in slices: at most BUDGET in one call, the rest by the fan list.
-local BUDGET = 200
+-- To note that one of several is done costs 1; to make a task ready, or to end it, MOVE.
+local BUDGET, MOVE = 1000, 5
 local MARKER_S = 86400
 local ended = {}
 
@@ -168,19 +169,33 @@ local function end_task(id, queue, state, at)
   count(K.queue(queue), state, 1)
 end
 
--- It no longer needs what it waited for.
-local function let_go_of_dependencies(id)
+-- Edges that one call adds or lets go of a task; the rest by the list of edges, of which every take does one slice.
+local EDGES = 500
+
+local function let_go(on)
+  if call('HINCRBY', K.task(on), 'rd', -1) > 0 then return end
+  call('DEL', K.dependents(on)) -- all in it have ended
+  local s = call('HGET', K.task(on), 's')
+  if not s then call('DEL', K.task(on))
+  elseif s == 'm' then call('EXPIRE', K.task(on), MARKER_S) end
+end
+
+-- It no longer needs what it waited for. all: also where that is much.
+local function let_go_of_dependencies(id, all)
   local after = call('GET', K.after(id))
   if not after then return end
-  for _, on in ipairs(cmsgpack.unpack(after)) do
-    if call('HINCRBY', K.task(on), 'rd', -1) <= 0 then
-      call('DEL', K.dependents(on)) -- all in it have ended
-      local s = call('HGET', K.task(on), 's')
-      if not s then call('DEL', K.task(on))
-      elseif s == 'm' then call('EXPIRE', K.task(on), MARKER_S) end
-    end
+  after = cmsgpack.unpack(after)
+  local linked = tonumber(call('HGET', K.task(id), 'ln') or #after)
+  local rest = all and 0 or math.max(0, linked - EDGES)
+  for i = linked, rest + 1, -1 do let_go(after[i]) end
+  if rest == 0 then
+    call('DEL', K.after(id))
+    if #after > EDGES then call('HDEL', K.task(id), 'ln') end
+    return
   end
-  call('DEL', K.after(id))
+  call('HSET', K.task(id), 'ln', rest)
+  call('LPUSH', K.edges, '-' .. id)
+  wakes[call('HGET', K.task(id), 'q')] = true
 end
 
 local function notify(id)
@@ -198,8 +213,9 @@ end
 -- An end that no worker reports: expired, cancelled, poison, a failed dependency. Its entry goes to an outbox of the scripts' own: "~", and
 -- for later generations "~1" and so on, as they may end at the same attempt.
 local function end_here(id, state, code, text)
-  local t = call('HMGET', K.task(id), 's', 'q', 'n', 'a', 'o', 'f', 'i', 'ts', 'g', 'w', 'rd', 'wa')
+  local t = call('HMGET', K.task(id), 's', 'q', 'n', 'a', 'o', 'f', 'i', 'ts', 'g', 'w', 'rd', 'wa', 'x')
   local at = now_ms()
+  if t[13] then call('ZREM', K.expiring, id) end
   local holder = '~' .. (t[9] or '')
   unschedule(id, t[1], t[2], t[5])
   local err = {type = code, message = text}
@@ -214,17 +230,82 @@ local function end_here(id, state, code, text)
   tell_end(id, t[2], state, t[10], t[11], t[12])
 end
 
-local function tell(dependent, id, ok)
-  local t = call('HMGET', K.task(dependent), 's', 'q', 'pr', 'due')
-  if t[1] ~= 'w' then return end
-  if not ok then
-    end_here(dependent, 'F', 'DEPENDENCY_FAILED', 'waited for ' .. id .. ', which did not succeed')
-  elseif call('HINCRBY', K.task(dependent), 'w', -1) <= 0 then
-    call('ZREM', K.waiting, dependent)
-    local due = tonumber(t[4]) or 0
-    if due > now_ms() then to_scheduled(dependent, t[2], due)
-    else to_ready(dependent, t[2], t[3], next_sequence()) end
+-- What to say of a task that did not succeed: the first cause, however long the chain from there.
+local causes = {}
+local function cause(on)
+  if causes[on] then return causes[on] end
+  local t = call('HMGET', K.task(on), 'n', 'r')
+  local read, err = pcall(cjson.decode, t[2] or call('GET', K.result(on)) or '')
+  if not read or type(err) ~= 'table' then err = {} end
+  local text = tostring(err.message or 'no reason is known')
+  if err.type ~= 'DEPENDENCY_FAILED' then
+    if #text > 300 then text = string.gsub(string.sub(text, 1, 300), '[\192-\255][\128-\191]*$', '') .. ' ...' end
+    text = 'waited for ' .. on .. ' (' .. (t[1] or '?') .. '), which did not succeed: ' .. tostring(err.type or '?') .. ': ' .. text
   end
+  causes[on] = text
+  return text
+end
+
+-- n of its dependencies have succeeded: ready, or scheduled, when they were the last. Returns what it cost.
+local function release(id, n)
+  if call('HINCRBY', K.task(id), 'w', -n) > 0 then return 1 end
+  call('ZREM', K.waiting, id)
+  local t = call('HMGET', K.task(id), 'q', 'pr', 'due')
+  local due = tonumber(t[3]) or 0
+  if due > now_ms() then to_scheduled(id, t[1], due)
+  else to_ready(id, t[1], t[2], next_sequence()) end
+  return MOVE
+end
+
+-- Returns what it cost.
+local function tell(dependent, id, ok)
+  if call('HGET', K.task(dependent), 's') ~= 'w' then return 1 end
+  if ok then return release(dependent, 1) end
+  end_here(dependent, 'F', 'DEPENDENCY_FAILED', cause(id))
+  return MOVE
+end
+
+-- Each dependency from the first to the last counts who depends on it, also one that nobody has published yet.
+-- Returns how many are open, and one that failed.
+local function add_edges(id, after, first, last)
+  local n, failed = 0, nil
+  for i = first, last do
+    local on = after[i]
+    local s = call('HGET', K.task(on), 's')
+    if s == 'F' or s == 'C' or on == id then failed = failed or on
+    elseif s ~= 'S' then
+      call('RPUSH', K.dependents(on), id)
+      n = n + 1
+      if s == 'm' then call('PERSIST', K.task(on)) end
+    end
+    call('HINCRBY', K.task(on), 'rd', 1)
+  end
+  return n, failed
+end
+
+-- While edges are missing the task waits for one more than it knows of.
+local function add_more_edges(id, slice)
+  local t = call('HMGET', K.task(id), 's', 'ln', 'q')
+  if t[1] ~= 'w' or not t[2] then return end
+  local after = cmsgpack.unpack(call('GET', K.after(id)))
+  local last = math.min(t[2] + slice, #after)
+  local n, failed = add_edges(id, after, t[2] + 1, last)
+  if last == #after then call('HDEL', K.task(id), 'ln') else call('HSET', K.task(id), 'ln', last) end
+  if failed then return end_here(id, 'F', 'DEPENDENCY_FAILED', cause(failed)) end
+  if last == #after then return release(id, 1 - n) end
+  call('HINCRBY', K.task(id), 'w', n)
+  call('LPUSH', K.edges, '+' .. id)
+  wakes[t[3]] = true
+end
+
+-- One slice, at most so large. Returns whether there is more.
+local function work_on_edges(slice)
+  local item = call('RPOP', K.edges)
+  if not item then return false end
+  local id = string.sub(item, 2)
+  if string.sub(item, 1, 1) == '+' then add_more_edges(id, slice)
+  elseif FINAL[call('HGET', K.task(id), 's')] then let_go_of_dependencies(id) end
+  return call('EXISTS', K.edges) == 1
 end
 
 -- The next end whose dependents must be told: of this call, or, where fan is true, of an earlier one that was cut off.
@@ -240,14 +321,18 @@ local function tell_dependents(fan)
   local left = BUDGET
   local e = next_ended(fan)
   while e do
-    local dependents = left > 0 and call('LPOP', K.dependents(e[1]), left) or {}
-    for _, dependent in ipairs(dependents) do tell(dependent, e[1], e[2]) end
-    left = left - #dependents
-    if left == 0 and call('EXISTS', K.dependents(e[1])) == 1 then
+    local more = true
+    while left > 0 and more do
+      local most = math.ceil(left / MOVE)
+      local dependents = call('LPOP', K.dependents(e[1]), most) or {}
+      for _, dependent in ipairs(dependents) do left = left - tell(dependent, e[1], e[2]) end
+      more = #dependents == most
+    end
+    if left <= 0 and call('EXISTS', K.dependents(e[1])) == 1 then
       call('LPUSH', K.fan, (e[2] and '+' or '-') .. e[1])
       if e[3] then wakes[e[3]] = true end
     end
     e = next_ended(fan and left > 0)
   end
-  return left == 0
+  return left <= 0
 end

@@ -20,6 +20,10 @@ elseif beat then
   local w = call('HGETALL', K.worker(inc))
   local record = {incarnation = inc, at = now, cause = cause, held = call('SCARD', K.held(inc)), ran = started or {}}
   for i = 1, #w, 2 do record[w[i]] = w[i + 1] end
+  if record.member then
+    call('LPUSH', K.expel, record.member)
+    call('LTRIM', K.expel, 0, 999)
+  end
   call('LPUSH', K.deaths, cjson.encode(record))
   call('LTRIM', K.deaths, 0, 999)
 end

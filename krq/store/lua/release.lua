@@ -1,6 +1,6 @@
 -- Hand back what was taken and not started: ready again, in front, nothing counted.
 -- flags: allow-oom
--- ARGV[2] {incarnation, items}; item {id, attempt}; attempt -1: whichever it is
+-- ARGV[2] {incarnation, items}; item {id, attempt}
 -- Reply OK {number released}.
 -- May be repeated: what is not the incarnation's any more is left alone.
 
@@ -11,7 +11,7 @@ local let_go = {}
 for _, item in ipairs(items) do
   local id = item[1]
   local t = call('HMGET', K.task(id), 's', 'o', 'a', 'q', 'pr')
-  if t[1] == 'p' and t[2] == inc and (item[2] == -1 or tonumber(t[3]) == item[2]) then
+  if t[1] == 'p' and t[2] == inc and tonumber(t[3]) == item[2] then
     let_go[#let_go + 1] = id
     hand_back(id, t[4], t[5])
   end

@@ -31,6 +31,7 @@ local function settle_final(id, key, t, kind, value)
     call('HSET', key, 's', kind, 'tf', at)
     store_value(id, value)
   end
+  if t[10] then call('ZREM', K.expiring, id) end
   end_task(id, queue, kind, now)
   if t[7] or t[8] or t[9] then tell_end(id, queue, kind, t[7], t[8], t[9]) end
 end
@@ -38,7 +39,7 @@ end
 for i, item in ipairs(items) do
   local id, attempt, kind = item[1], item[2], item[3]
   local key = K.task(id)
-  local t = call('HMGET', key, 's', 'o', 'a', 'q', 'c', 'f', 'w', 'rd', 'wa')
+  local t = call('HMGET', key, 's', 'o', 'a', 'q', 'c', 'f', 'w', 'rd', 'wa', 'x')
   if t[2] ~= inc or tonumber(t[3]) ~= attempt then answers[i] = 0
   elseif t[1] ~= 'p' then answers[i] = 2
   else

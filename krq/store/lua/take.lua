@@ -1,4 +1,5 @@
 -- Give ready messages to an incarnation. The only script that raises an attempt.
+-- flags: allow-oom
 -- ARGV[2] {incarnation, number, most, queues, unknown_grace_ms}: number rises with each take; queues in the order to serve.
 -- Reply OK {tasks, next_due, more}: tasks {id, attempt, failures, deaths, raw, sent, queue, inputs, known}; next_due in ms from
 --   now, or false; more, whether there is more to do. STALE: a later take was seen. Of unreported lease ends, two are a death.
@@ -12,11 +13,14 @@ local now = now_ms()
 local at = text_of(now)
 local tasks, given, ids, messages = {}, {}, {}, {}
 
+-- The results it waited for; false where they are many: its worker reads them by itself.
 local function inputs_of(id)
   local after = call('GET', K.after(id))
   if not after then return {} end
   local values = {}
-  for i, on in ipairs(cmsgpack.unpack(after)) do
+  after = cmsgpack.unpack(after)
+  if #after > EDGES then return false end
+  for i, on in ipairs(after) do
     values[i] = call('HGET', K.task(on), 'r') or call('GET', K.result(on)) or 'null'
   end
   return values
@@ -135,6 +139,7 @@ fill_in()
 for _, task in ipairs(tasks) do count(K.queue(task[7]), 'bytes', -#task[5]) end
 variadic('SADD', K.held(inc), ids)
 call('SET', K.taken(inc), cmsgpack.pack({number, given}))
+more = work_on_edges(#given > 0 and EDGES or 4 * EDGES) or more
 more = tell_dependents(true) or more
 finish_call()
 return reply('OK', tasks, next_due, more)

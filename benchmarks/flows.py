@@ -1,0 +1,57 @@
+"""Workflows: from step to step of a chain, and a wide group with a final task."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import krq
+from krq.dev.kafka import KafkaServer
+from krq.dev.valkey import ValkeyServer
+
+Worker = Callable[[str, str, str], AbstractContextManager[Any]]
+Row = Callable[..., None]
+
+STEPS = 200
+
+
+def workflows(row: Row, worker: Worker, kafka: KafkaServer, valkey: ValkeyServer, members: int) -> None:
+    """Both brokers, one worker process."""
+    for name, broker in (("Kafka", kafka.url), ("Streams", valkey.url)):
+        namespace = f"flows{name.lower()}"
+        with krq.KRQ(broker, valkey.url, namespace) as app, worker(broker, valkey.url, namespace):
+            app.submit("nothing", 1).result(timeout=30)
+            _chain(row, app, name)
+            _group(row, app, name, members)
+
+
+def _chain(row: Row, app: krq.KRQ, name: str) -> None:
+    steps = [app.signature("moment").options(retries=0) for _ in range(STEPS)]
+    times = krq.chain(*steps).send().results(timeout=60)
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    p50 = statistics.median(gaps) * 1000
+    row(f"chain on {name}, step to step, p50", p50, "ms", "≤ 1.5", p50 <= 1.5)
+    row("  p99", statistics.quantiles(gaps, n=100)[98] * 1000, "ms")
+
+
+def _group(row: Row, app: krq.KRQ, name: str, n: int) -> None:
+    alone, grouped = [], []
+    for _ in range(3):
+        began = time.perf_counter()
+        handles = app.submit_many([{"task": "nothing", "args": [i]} for i in range(n)])
+        alone.append(time.perf_counter() - began)
+        app.results([handle.id for handle in handles], timeout=120)
+        began = time.perf_counter()
+        work = (krq.group(app.signature("nothing", i) for i in range(n)) | app.signature("arrival")).send()
+        grouped.append(time.perf_counter() - began)
+        arrived = work.result(timeout=120)
+    ratio = min(grouped) / min(alone)
+    row(f"group of {n:,} with a final task on {name}: submit", n / min(grouped), "tasks/s")
+    row("  time against the same tasks ungrouped", ratio, "", "≤ 1.5", ratio <= 1.5)
+    last = max(info.finished or 0.0 for info in app.infos(work.children[0].ids) if info is not None)
+    late = (arrived - last) * 1000
+    row("  final task runs after its last member", late, "ms", "≤ 50", late <= 50)

@@ -1,0 +1,179 @@
+"""Edges in the scripts: tasks with thousands of dependencies, first causes, and expiry in queues that nobody serves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from shard import HOUR, Shard, now_ms
+
+from krq.store.scripts import Script
+
+MANY = [f"n{n}" for n in range(1_700)]
+
+
+@pytest.fixture(params=["valkey", "debian_redis"])
+def shard(request: pytest.FixtureRequest) -> Iterator[Shard]:
+    made = Shard(request.getfixturevalue(request.param).url)
+    yield made
+    names = [made.keys.prefix + name for name in made.dump()]
+    for at in range(0, len(names), 5000):
+        made.redis.unlink(*names[at : at + 5000])
+    made.store.close()
+
+
+def finish(shard: Shard, names: list[str], kind: str = "S", value: str = "3") -> None:
+    """Take and settle these: they are the next."""
+    for at in range(0, len(names), 400):
+        some = names[at : at + 400]
+        assert [i for i, _ in shard.taken(len(some))] == some
+        assert shard.ok(Script.SETTLE, "w", [[i, 1, kind, value, "{}", 0] for i in some]) == [1] * len(some)
+
+
+def counted(shard: Shard) -> int:
+    return sum(fields.get("rd") == "1" for name, fields in shard.dump().items() if name.startswith("t:n"))
+
+
+def add_many(shard: Shard) -> None:
+    for at in range(0, len(MANY), 300):
+        shard.add(*MANY[at : at + 300])
+
+
+def test_p16_edges_over_500_are_added_in_slices(shard: Shard) -> None:
+    add_many(shard)
+    shard.add("final", after=MANY, inputs="list")
+    assert (counted(shard), shard.state("final"), shard.task("final")["ln"]) == (500, "w", "500")
+    finish(shard, MANY[:500])  # each take adds edges of 500 more, or of all that is left
+    assert (counted(shard), "ln" in shard.task("final")) == (1500, True)
+    finish(shard, MANY[500:])
+    assert (counted(shard), shard.state("final")) == (1700, "q"), "400 ends of one call are told in it"
+    task = shard.take(1).values[0][0]
+    assert (task[0], task[7]) == ("final", ["list", False])
+    assert shard.ok(Script.INPUTS, [*MANY[:3], "nobody"]) == ["3", "3", "3", "null"]
+    assert shard.settle("final") == 1
+    assert counted(shard) == 1200, "it lets go in slices, too"
+    shard.redis.delete(shard.keys("wake", "default"))
+    assert [bool(shard.take(0).values[2]) for _ in range(3)] == [True, True, False]
+    assert counted(shard) == 0
+    assert not {"edges", "a:final", "d:n0", "d:n1699"} & set(shard.dump())
+    assert "ln" not in shard.task("final")
+
+
+def test_p16_the_last_slice_may_find_that_all_has_ended(shard: Shard) -> None:
+    add_many(shard)
+    finish(shard, MANY)
+    shard.add("final", after=MANY)
+    assert shard.state("final") == "w"
+    shard.take(0)  # an idle one adds more at once
+    assert shard.state("final") == "q"
+
+
+def test_p16_dependencies_may_come_after_their_dependent(shard: Shard) -> None:
+    shard.add("final", after=MANY)
+    for _ in range(3):
+        shard.take(0)
+    assert shard.task("final")["w"] == "1700"
+    add_many(shard)
+    finish(shard, MANY)
+    assert shard.state("final") == "q"
+
+
+@pytest.mark.parametrize("place", [100, 1_600])
+def test_p16_one_failure_ends_it_and_lets_go(shard: Shard, place: int) -> None:
+    shard.add(f"n{place}")
+    shard.taken(1)
+    shard.settle(f"n{place}", kind="F", value=json.dumps({"type": "ValueError", "message": "no"}))
+    shard.add("final", after=MANY)
+    for _ in range(8):
+        shard.take(0)
+    assert (shard.state("final"), counted(shard)) == ("F", 0)
+    assert shard.error("final")["message"] == f"waited for n{place} (add), which did not succeed: ValueError: no"
+    assert not {"edges", "a:final"} & set(shard.dump())
+
+
+def test_p16_what_is_cancelled_between_two_slices_lets_go(shard: Shard) -> None:
+    shard.add("final", after=MANY)
+    shard.take(0)
+    assert shard.ok(Script.CANCEL, ["final"]) == ["C"]
+    for _ in range(8):
+        shard.take(0)
+    assert [name for name in shard.dump() if name.startswith(("t:n", "a:", "d:", "edges"))] == []
+
+
+def test_p16_it_may_be_run_again_before_it_has_let_go(shard: Shard) -> None:
+    shard.add("final", after=MANY)
+    for _ in range(3):
+        shard.take(0)
+    shard.ok(Script.CANCEL, ["final"])
+    shard.admit(shard.record("final", after=MANY, generation=1))
+    for _ in range(8):
+        shard.take(0)
+    assert (shard.state("final"), shard.task("final")["w"], "ln" in shard.task("final")) == ("w", "1700", False)
+    add_many(shard)
+    assert counted(shard) == 1700
+    finish(shard, MANY)
+    assert shard.state("final") == "q"
+
+
+# --- first causes --------------------------------------------------------------------------------
+
+
+def failing(shard: Shard, error: Any) -> list[str]:
+    shard.add("first")
+    shard.add("second", after=["first"])
+    shard.add("third", after=["second"])
+    shard.taken(1)
+    shard.settle("first", kind="F", value=error if isinstance(error, str) else json.dumps(error, ensure_ascii=False))
+    assert [shard.error(i)["type"] for i in ("second", "third")] == ["DEPENDENCY_FAILED"] * 2
+    return [shard.error(i)["message"] for i in ("second", "third")]
+
+
+def test_each_error_down_the_chain_names_the_first_cause(shard: Shard) -> None:
+    told = failing(shard, {"type": "ValueError", "message": "odd", "traceback": "x" * 1_000})
+    assert told == ["waited for first (add), which did not succeed: ValueError: odd"] * 2
+    shard.add("late", after=["third"])
+    assert shard.error("late")["message"] == told[0]
+
+
+@pytest.mark.parametrize("error", ["", "no JSON", "[1]", "null", '{"type": null}'])
+def test_errors_of_other_shapes_are_no_harm(shard: Shard, error: str) -> None:
+    assert failing(shard, error)[1].startswith("waited for first (add), which did not succeed: ")
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_long_texts_are_cut_between_characters(shard: Shard, shift: int) -> None:
+    told = failing(shard, {"type": "E", "message": "." * shift + "€" * 400})[0]
+    assert told.endswith("€ ...")
+    assert len(told.encode()) < 500
+
+
+# --- expiry --------------------------------------------------------------------------------------
+
+
+def test_what_expires_ends_also_where_nobody_takes(shard: Shard) -> None:
+    past = now_ms() - 5
+    shard.admit(
+        shard.record("ready", expires=past), shard.record("waits", expires=past, after=["never"]),
+        shard.record("later", expires=past, due=now_ms() + HOUR), shard.record("fine", expires=now_ms() + HOUR), shard.record("plain"),
+    )
+    assert shard.ok(Script.EXPIRE, HOUR) == 0
+    assert [shard.state(i) for i in ("ready", "waits", "later", "fine", "plain")] == ["F", "F", "F", "q", "q"]
+    assert {shard.error(i)["type"] for i in ("ready", "waits", "later")} == {"EXPIRED"}
+    assert shard.ready() == ["fine", "plain"]
+    assert [i for i, _ in shard.dump()["expiring"]] == ["fine"]
+    shard.finish("fine")
+    assert "expiring" not in shard.dump()
+
+
+def test_what_runs_at_its_expiry_ends_when_its_worker_has_died(shard: Shard) -> None:
+    shard.add("a", expires=now_ms() + HOUR)
+    shard.taken(1)
+    shard.redis.zadd(shard.keys("expiring"), {"a": 1})
+    assert shard.ok(Script.EXPIRE, HOUR) == 0
+    assert shard.state("a") == "p"
+    shard.recover()
+    shard.redis.zadd(shard.keys("expiring"), {"a": 1})
+    shard.ok(Script.EXPIRE, HOUR)
+    assert shard.error("a")["type"] == "EXPIRED"
