@@ -69,7 +69,8 @@ def again(config: Config, info: TaskInfo, raw: bytes | None) -> tuple[str, Messa
     fields.pop("eta", None)
     fields.pop("expires", None)
     encoded = msgspec.json.encode(fields)
-    return info.queue, message.decode(encoded, max_bytes=config.max_message_bytes + 4096, max_depth=config.max_depth), encoded
+    queue = config.queue if fields.get("inbox") else info.queue
+    return queue, message.decode(encoded, max_bytes=config.max_message_bytes + 4096, max_depth=config.max_depth), encoded
 
 
 def control(store: Store, queue: str, *, paused: bool) -> None:

@@ -28,6 +28,8 @@ class CallOptions(TypedDict, total=False):
     """waits until all of these have succeeded; of a workflow: until its last tasks have"""
     inputs: Inputs
     """what it gets of them: "none", "prepend" or "list" """
+    inbox: str
+    """the one worker that may run it: ``WorkerInfo.inbox``"""
     task_id: str
     """an id of your own: sending it twice runs it once"""
     headers: Mapping[str, Any]

@@ -60,7 +60,7 @@ def check_queue(queue: str) -> str:
 
 
 def inbox(worker_id: str) -> str:
-    """The queue that this worker alone serves: ``inbox.<worker_id>``, with a digest where the id has other characters than a queue."""
+    """The pool that this worker alone takes from: ``inbox.<worker_id>``, with a digest where the id has other characters than a queue."""
     if _QUEUE.fullmatch(worker_id):
         return f"inbox.{worker_id}"
     return f"inbox.{re.sub(r'[^A-Za-z0-9._-]', '_', worker_id)}.{zlib.crc32(worker_id.encode()):08x}"

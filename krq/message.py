@@ -43,6 +43,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", omit_de
     """further attempts after a failure; None: as the task says"""
     key: str | None = None
     """messages of one key stand in one partition"""
+    inbox: str | None = None
+    """the one worker that may run it, by its inbox; None: whoever serves the queue"""
     headers: dict[str, Any] = {}
     generation: int = 0
     """raised by each retry of a task that had ended"""
@@ -59,8 +61,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", omit_de
         return seconds(self.expires)
 
 
-#: (eta, expires, priority, timeout, retries, version) of most messages
-_PLAIN = (None, None, 0, None, None, VERSION)
+#: (eta, expires, priority, timeout, retries, inbox, version) of most messages
+_PLAIN = (None, None, 0, None, None, None, VERSION)
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Message)
@@ -125,7 +127,7 @@ def _check(message: Message) -> None:
     ids.check_task_name(message.task)
     if message.task_id:
         ids.check_task_id(message.task_id)
-    options = (message.eta, message.expires, message.priority, message.timeout, message.retries, message.version)
+    options = (message.eta, message.expires, message.priority, message.timeout, message.retries, message.inbox, message.version)
     if options != _PLAIN or message.after:
         check_options(message)
 
@@ -144,6 +146,8 @@ def check_options(message: Message) -> None:
     for name, when in (("eta", message.due), ("expires", message.deadline)):
         if not 0 <= when < 4e10:
             raise OptionError(f"{name}={when} is no time", cure="Use Unix seconds or RFC 3339 text.")
+    if message.inbox is not None:
+        ids.check_queue(message.inbox)
     for task_id in message.after:
         ids.check_task_id(task_id)
     if len(message.after) > 10_000:

@@ -80,7 +80,8 @@ class Submitter:
                 task=call.name, task_id=options.get("task_id") or ids.new_id(), args=list(call.args), kwargs=dict(call.kwargs),
                 eta=_eta(options, now), expires=_moment("expires", options.get("expires"), now),
                 after=awaited(options.get("after", ())), inputs=options.get("inputs", "none"),
-                priority=options.get("priority", 0), key=options.get("key"), headers=dict(options.get("headers", {})),
+                priority=options.get("priority", 0), key=options.get("key"), inbox=options.get("inbox"),
+                headers=dict(options.get("headers", {})),
             )
             for module in self._policies:
                 msg = module.submit(msg, options)

@@ -70,7 +70,7 @@ class Shard:
         return [
             i, more.get("name", "add"), more.get("queue", "default"), more.get("partition", 0), offset, raw, zlib.crc32(raw.encode()),
             more.get("priority", 0), more.get("due", 0), more.get("expires", 0), list(more.get("after", ())), more.get("inputs", 0),
-            more.get("sent", now_ms()), more.get("generation", 0), True,
+            more.get("sent", now_ms()), more.get("generation", 0), True, more.get("inbox", False),
         ]  # fmt: skip
 
     def admit(self, *records: Sequence[Any], window: int = 10_000, window_bytes: int = 1 << 26, when: int | None = None) -> Answer:

@@ -316,3 +316,23 @@ def test_p2_a_retry_of_a_task_asserted_after_a_wipe_has_its_inputs(shard: Shard)
     assert shard.settle("second", 2) == 1
     shard.logged("second", 2)
     assert shard.ok(Script.EXPIRE, -DAY) == 2
+
+
+# --- P18: inboxes ------------------------------------------------------------------------------------
+
+
+def test_p18_a_message_for_one_worker_waits_in_its_inbox_and_ends_when_the_worker_is_gone(shard: Shard) -> None:
+    fields = ["worker", "w", "inbox", "inbox.w"]
+    shard.ok(Script.REGISTER, "w", fields, ["*"], ["default", "inbox.w"])
+    shard.add("mine", inbox="inbox.w", expires=now_ms() + 200)
+    shard.add("later", inbox="inbox.w", expires=now_ms() + DAY)
+    assert shard.taken() == [], "nobody takes it from the shared queue"
+    assert shard.mark() == [2, 0], "its position is that of the topic it stands in"
+    shard.recover()
+    until(lambda: shard.ok(Script.EXPIRE, DAY) == 0 and shard.state("mine") == "F")
+    assert shard.state("later") == "q"
+    assert shard.redis.smembers(shard.keys("gone")) == {b"inbox.w"}
+    shard.ok(Script.REGISTER, "v", fields, ["*"], ["default", "inbox.w"])
+    assert not shard.redis.exists(shard.keys("gone"))
+    answer = shard.run(Script.TAKE, "v", 1, 10, ["inbox.w"], 0)
+    assert [task[0] for task in answer.values[0]] == ["later"]

@@ -34,7 +34,7 @@ def test_each_step_gets_the_result_of_the_one_before(app: krq.KRQ, worker: Worke
     assert handle.results(timeout=5) == [3, 13, 26]
     assert [child.result(timeout=5) for child in handle.children] == [3, 13, 26]
     assert handle.progress() == (3, 3)
-    assert str(handle) == handle.children[-1].id
+    assert str(handle) == str(handle.last)
 
 
 def test_a_group_gives_its_results_in_order(app: krq.KRQ, worker: Worker) -> None:
@@ -59,7 +59,7 @@ def test_a_final_task_gets_the_list(app: krq.KRQ, worker: Worker) -> None:
 
 def test_nothing_is_a_group_too(app: krq.KRQ, worker: Worker) -> None:
     assert (krq.group() | app.signature("count")).send().result(timeout=15) == 0
-    behind = (app.signature("add", 1, 2) | krq.group()).send()
+    behind: krq.ChainHandle[list[Any]] = (app.signature("add", 1, 2) | krq.group()).send()
     assert behind.result(timeout=10) == []
     assert behind.children[0].status().status is TaskStatus.SUCCESS  # type: ignore[union-attr]
 
@@ -159,7 +159,7 @@ def test_group_tasks_runs_the_final_task_last(app: krq.KRQ, worker: Worker, tmp_
 def test_a_chain_survives_the_death_of_its_worker(servers: Servers, app: krq.KRQ, tmp_path: Path) -> None:
     path = tmp_path / "ledger"
     with running(servers, tmp_path) as (worker,):
-        handle = krq.chain(*[app.signature("step", str(path), n, 0.1).options(retries=0) for n in range(20)]).send()
+        handle: krq.ChainHandle[Any] = krq.chain(*[app.signature("step", str(path), n, 0.1).options(retries=0) for n in range(20)]).send()
         until(lambda: any(line[:2] == ["S", "9"] for line in ledger(path)), "it is in the middle")
         os.kill(worker.children[0], signal.SIGKILL)
         assert handle.result(timeout=30) == list(range(20))

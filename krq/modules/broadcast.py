@@ -35,14 +35,14 @@ class Broadcast(Module):
 
         Each child of a worker with ``processes > 1`` is a worker of its own. A worker that joins later is not included. A member that
         was not started after an hour (``expires=``) fails with ``EXPIRED``. Without any worker the roll is empty. Raises as
-        ``KRQ.submit_many``; ``OptionError`` for ``queue=`` and ``task_id=``, which a broadcast chooses itself.
+        ``KRQ.submit_many``; ``OptionError`` for ``inbox=`` and ``task_id=``, which a broadcast chooses itself.
         """
         app.check_options(call.options)
-        if taken := {"queue", "task_id"} & set(call.options):
+        if taken := {"inbox", "task_id"} & set(call.options):
             cure = "It goes to the inbox of each worker, under an id of its own."
             raise OptionError(f"{min(taken)}= is no option of a broadcast", cure=cure)
         workers = {worker.id: worker.inbox for worker in app.serving(call.name) if worker.inbox}
         settings: dict[str, Any] = {"priority": PRIORITY, "expires": time.time() + self._expires, **call.options}
-        calls = [call._replace(options={**settings, "queue": inbox, "task_id": ids.new_id()}) for inbox in workers.values()]
+        calls = [call._replace(options={**settings, "inbox": inbox, "task_id": ids.new_id()}) for inbox in workers.values()]
         handles = app.send_calls(calls)
         return BroadcastHandle(dict(zip(workers, handles, strict=True)), app)

@@ -68,6 +68,8 @@ TABLE = {
     "outbox": "ob:",
     # set: dead incarnations whose outbox is not empty.
     "orphans": "orphans",
+    # set: inboxes of workers that are gone. Until nothing is in them, looked at by expire.lua.
+    "gone": "gone",
     # list: group members of dead incarnations. Popped by every intake.
     "expel": "expel",
     # list: the last 1,000 deaths of workers, as JSON.

@@ -24,6 +24,7 @@ def record(task_id: str, decoded: Message, raw: bytes, position: Position, queue
     return [
         task_id, decoded.task, queue, position.partition, position.offset, raw.decode(), message.checksum(raw), decoded.priority,
         int(decoded.due * 1000), int(decoded.deadline * 1000), decoded.after, inputs, sent, decoded.generation, ordered,
+        decoded.inbox or False,
     ]
 
 

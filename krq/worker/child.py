@@ -74,7 +74,7 @@ class Child:
         self.slots = Slots(spec.config.slots, self._run)
         read = partial(results_of, self.store)
         self.runner = Runner(spec.config, spec.registry, spec.modules, incarnation, self._report, read)
-        self.intake = Intake(spec.config, self.store, self.broker, self.queues, incarnation, self.inbox)
+        self.intake = Intake(spec.config, self.store, self.broker, spec.queues, incarnation)
         self.log = LogKeeper(spec.config, self.store, self.broker, incarnation)
         self._waker = threading.Thread(target=self._listen, name="krq-wake", daemon=True)
         self._wake = threading.Event()

@@ -43,12 +43,11 @@ class Refused(Exception):
 class Intake:
     """One thread per child."""
 
-    def __init__(self, config: Config, store: Store, broker: Broker, queues: Sequence[str], member: str, inbox: str) -> None:
+    def __init__(self, config: Config, store: Store, broker: Broker, queues: Sequence[str], member: str) -> None:
         self._config = config
         self._store = store
         self._broker = broker
         self._topics = [config.topic(queue) for queue in queues]
-        self._inbox = config.topic(inbox)
         self._member = member
         self._member_id = ""
         self._consumer: Consumer | None = None
@@ -99,7 +98,6 @@ class Intake:
 
     def _turn(self) -> None:
         if self._consumer is None:
-            self._broker.ensure([self._inbox], partitions=1)  # it has one reader
             self._broker.ensure(self._topics)
             self._consumer = self._broker.consumer(self._topics, self._config.group_id, self._member)
         consumer = self._consumer

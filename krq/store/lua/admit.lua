@@ -2,7 +2,7 @@
 -- short cut that must not overtake intake.
 -- ARGV[2] {source, window, window_bytes, marker_ttl_s, records}
 --   source  intake, ordered: {queue, partition, topic_id, first, next, time} · intake, dealt: {queue, partition} · submitter: {}
---   record  {id, name, queue, partition, offset, raw, checksum, priority, due, expires, after, inputs, sent, generation, ordered}
+--   record  {id, name, queue, partition, offset, raw, checksum, priority, due, expires, after, inputs, sent, generation, ordered, inbox}
 -- Reply OK {stop, conflicts, complete}: stop, the offset of the first record that found no room, or false; conflicts, the
 --   indexes (from 1) of records whose id stands for other bytes; complete, the indexes of records already final and logged.
 --   NOMARK this partition has none yet · TOPIC {known topic id} · GAP {mark}: read again from there
@@ -22,6 +22,9 @@ if source[3] then
   mark = tonumber(m[1])
   if source[4] > mark then return reply('GAP', mark) end
 end
+
+-- Where it waits to be taken: the queue it was published to, or the inbox of the one worker it is for.
+local function pool(r) return r[16] or r[3] end
 
 local function room(queue)
   local r = rooms[queue]
@@ -69,7 +72,7 @@ end
 
 -- Write a new task in state s; more: a field and its value, or nothing.
 local function write(r, key, known, s, more, value)
-  local fields = {key, 's', s, 'n', r[2], 'q', r[3], 'ts', r[13], 'h', r[7], 'p', add_position(known, r[3], r[4], r[5], r[15]) or known}
+  local fields = {key, 's', s, 'n', r[2], 'q', pool(r), 'ts', r[13], 'h', r[7], 'p', add_position(known, r[3], r[4], r[5], r[15]) or known}
   optional(fields, 'pr', r[8])
   optional(fields, 'due', r[9])
   optional(fields, 'x', r[10])
@@ -81,7 +84,7 @@ local function write(r, key, known, s, more, value)
 end
 
 local function enter(i, r, key, s, known, revived)
-  local id, queue = r[1], r[3]
+  local id, queue = r[1], pool(r)
   local cancelled = s == 'm' and call('HGET', key, 'c')
   if s == 'm' then call('PERSIST', key) end
   if revived then
@@ -114,7 +117,7 @@ end
 
 local function full(r)
   if #r[11] > 0 or r[9] > now then return false end
-  local free = room(r[3])
+  local free = room(pool(r))
   return free.n >= window or (free.n > 0 and free.bytes + #r[6] > window_bytes)
 end
 
@@ -154,7 +157,7 @@ end
 
 local function leave_marker(r, key, s)
   if s then return end
-  call('HSET', key, 's', 'm', 'n', r[2], 'q', r[3], 'ts', r[13])
+  call('HSET', key, 's', 'm', 'n', r[2], 'q', pool(r), 'ts', r[13])
   if not call('HGET', key, 'rd') then call('EXPIRE', key, marker_ttl) end
 end
 

@@ -56,6 +56,22 @@ for _, id in ipairs(call('ZRANGEBYSCORE', K.waiting, '-inf', horizon, 'LIMIT', 0
   if on then end_here(id, 'F', 'DEPENDENCY_FAILED', 'waited for ' .. on .. ', which the log does not have')
   else call('ZADD', K.waiting, now, id) end
 end
+-- Nobody takes from the inbox of a worker that is gone: what has expired there ends here.
+for _, inbox in ipairs(call('SRANDMEMBER', K.gone, 5)) do
+  for _, key in ipairs({K.ready(inbox), K.scheduled(inbox)}) do
+    for _, id in ipairs(call('ZRANGE', key, 0, 49)) do
+      local expires = tonumber(call('HGET', K.task(id), 'x') or 0)
+      if expires > 0 and expires < now then end_here(id, 'F', 'EXPIRED', 'its worker was gone until its expiry') end
+    end
+  end
+  if call('EXISTS', K.ready(inbox), K.scheduled(inbox)) == 0 then
+    call('SREM', K.gone, inbox)
+    if string.sub(inbox, 1, 6) == 'inbox.' then
+      call('SREM', K.queues, inbox)
+      call('DEL', K.queue(inbox), K.wake(inbox))
+    end
+  end
+end
 tell_dependents()
 finish_call()
 return reply('OK', n)

@@ -56,6 +56,8 @@ for _, id in ipairs(ids) do
 end
 local left = call('SCARD', K.held(inc))
 if left == 0 then
+  local inbox = call('HGET', K.worker(inc), 'inbox')
+  if inbox then call('SADD', K.gone, inbox) end
   call('DEL', K.names(inc), K.taken(inc), K.stops(inc), K.worker(inc))
   if call('EXISTS', K.outbox(inc)) == 1 then call('SADD', K.orphans, inc) end
 end

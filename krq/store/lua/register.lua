@@ -12,4 +12,7 @@ variadic('HSET', K.worker(inc), fields)
 call('DEL', K.names(inc))
 variadic('SADD', K.names(inc), names)
 variadic('SADD', K.queues, queues)
+for i = 1, #fields, 2 do
+  if fields[i] == 'inbox' then call('SREM', K.gone, fields[i + 1]) end
+end
 return reply('OK', now_ms())
