@@ -13,6 +13,8 @@ from collections.abc import Callable
 import redis
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 
+RECORD = b'{"task":"nothing","task-id":"0123456789abcdef0123456789ab","args":[1]}'
+
 
 def create(kafka: str, *topics: str, partitions: int = 8) -> None:
     """Make topics like KRQ's."""
@@ -52,16 +54,20 @@ def drain(kafka: str, store: redis.Redis, topic: str, n: int, function: Callable
     return rate
 
 
-def produce_latency(kafka: str, topic: str, value: bytes, n: int) -> list[float]:
-    """Seconds of ``n`` single sends with acks=all, one after the other, on a warm producer."""
-    producer = KafkaProducer(bootstrap_servers=kafka, acks="all", enable_idempotence=False)
-    times = []
-    for _ in range(n + 100):
-        began = time.perf_counter()
-        producer.send(topic, value).get(10)
-        times.append(time.perf_counter() - began)
-    producer.close()
-    return times[100:]
+class Producer:
+    """A warm producer for single sends with acks=all."""
+
+    def __init__(self, kafka: str, topic: str) -> None:
+        self._producer = KafkaProducer(bootstrap_servers=kafka, acks="all", enable_idempotence=False)
+        self._topic = topic
+
+    def one(self) -> None:
+        """Send one record and wait until the log has it."""
+        self._producer.send(self._topic, RECORD).get(10)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._producer.close()
 
 
 def produce_bulk(kafka: str, topic: str, value: bytes, n: int) -> float:

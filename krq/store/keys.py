@@ -78,7 +78,7 @@ TABLE = {
     "dead": "dead",
     # set of a task: channels of those who wait for its end. Until its end; an hour after the last asked.
     "watchers": "wc:",
-    # channel of a client: packed ids of tasks that ended. Holds nothing.
+    # channel of a client: packed ids and final states of tasks that ended. Holds nothing.
     "notices": "n:",
 }
 

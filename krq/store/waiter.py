@@ -123,8 +123,9 @@ class Waiter:
             if notice is not None and notice["type"] == "subscribe":
                 self._subscribed.set()
             elif notice is not None and notice["type"] == "message":
-                ended = _unpack(notice["data"])
-                self._watch([task_id for task_id in ended if task_id in self._waiting])
+                ends = _unpack(notice["data"])
+                for task_id, state in zip(ends[::2], ends[1::2], strict=True):
+                    self._ended(task_id, state)
             if time.monotonic() >= look_at:
                 with self._lock:
                     open_ids = list(self._waiting)

@@ -79,7 +79,7 @@ local function finish_call()
   for queue in pairs(wakes) do
     if call('LLEN', K.wake(queue)) == 0 then call('LPUSH', K.wake(queue), 1) end
   end
-  for channel, ids in pairs(notices) do call('PUBLISH', K.notices(channel), cmsgpack.pack(ids)) end
+  for channel, ends in pairs(notices) do call('PUBLISH', K.notices(channel), cmsgpack.pack(ends)) end
 end
 
 local spare, sequence = 0, 0
@@ -198,15 +198,15 @@ local function let_go_of_dependencies(id, all)
   wakes[call('HGET', K.task(id), 'q')] = true
 end
 
-local function notify(id)
-  for _, channel in ipairs(call('SMEMBERS', K.watchers(id))) do gather(notices, channel, id) end
+local function notify(id, state)
+  for _, channel in ipairs(call('SMEMBERS', K.watchers(id))) do gather(notices, channel, id, state) end
   call('DEL', K.watchers(id))
 end
 
 -- Tell everybody that this task concerns of its end. waited, depended, watched: its fields w, rd, wa.
 local function tell_end(id, queue, state, waited, depended, watched)
   if waited then let_go_of_dependencies(id) end
-  if watched then notify(id) end
+  if watched then notify(id, state) end
   if depended then ended[#ended + 1] = {id, state == 'S', queue} end
 end
 
