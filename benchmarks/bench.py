@@ -57,7 +57,7 @@ def worker(broker: str, backend: str, namespace: str) -> Iterator[subprocess.Pop
 
 def resident(pid: int) -> float:
     """MB of a worker: each page once, though its two processes share many (PSS)."""
-    children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     total = 0
     for each in [str(pid), *children]:
         for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines():

@@ -25,7 +25,20 @@ R = TypeVar("R")
 S = TypeVar("S")
 
 
-class Signature(Generic[R]):
+class _Joins:
+    """What ``|`` may stand behind: the next step gets the result, of a group the list of results."""
+
+    __slots__ = ()
+
+    @overload
+    def __or__(self, other: Group[S]) -> Chain[list[S]]: ...
+    @overload
+    def __or__(self, other: Signature[S] | Chain[S]) -> Chain[S]: ...
+    def __or__(self, other: Any) -> Any:
+        return _joined(cast("Work[Any]", self), other)
+
+
+class Signature(_Joins, Generic[R]):
     """A call that is not sent yet: ``add.s(1, 2)``; immutable, ``add.si(1, 2)``, it takes no results of the step before."""
 
     __slots__ = ("call", "immutable", "sender")
@@ -44,19 +57,12 @@ class Signature(Generic[R]):
         """Send it alone. Raises as ``KRQ.submit``."""
         return cast("TaskHandle[R]", plan(self).send())
 
-    @overload
-    def __or__(self, other: Group[S]) -> Chain[list[S]]: ...
-    @overload
-    def __or__(self, other: Signature[S] | Chain[S]) -> Chain[S]: ...
-    def __or__(self, other: Any) -> Any:
-        return _joined(self, other)
-
     def __repr__(self) -> str:
         arguments = [*map(repr, self.call.args), *(f"{name}={value!r}" for name, value in self.call.kwargs.items())]
         return f"{self.call.name}.{'si' if self.immutable else 's'}({', '.join(arguments)})"
 
 
-class Chain(Generic[R]):
+class Chain(_Joins, Generic[R]):
     """Steps that run one after the other. Made by ``krq.chain`` and ``|``."""
 
     __slots__ = ("steps",)
@@ -70,18 +76,11 @@ class Chain(Generic[R]):
         """Send all steps as one batch; returns when the log has all of them. Raises as ``KRQ.submit_many``."""
         return cast("ChainHandle[R]", plan(self).send())
 
-    @overload
-    def __or__(self, other: Group[S]) -> Chain[list[S]]: ...
-    @overload
-    def __or__(self, other: Signature[S] | Chain[S]) -> Chain[S]: ...
-    def __or__(self, other: Any) -> Any:
-        return _joined(self, other)
-
     def __repr__(self) -> str:
         return " | ".join(map(repr, self.steps))
 
 
-class Group(Generic[R]):
+class Group(_Joins, Generic[R]):
     """Members that run side by side. Made by ``krq.group``."""
 
     __slots__ = ("members",)
@@ -94,13 +93,6 @@ class Group(Generic[R]):
     def send(self) -> GroupHandle[R]:
         """Send all members as one batch; returns when the log has all of them. Raises as ``KRQ.submit_many``."""
         return cast("GroupHandle[R]", plan(self).send())
-
-    @overload
-    def __or__(self, other: Group[S]) -> Chain[list[S]]: ...
-    @overload
-    def __or__(self, other: Signature[S] | Chain[S]) -> Chain[S]: ...
-    def __or__(self, other: Any) -> Any:
-        return _joined(self, other)
 
     def __len__(self) -> int:
         return len(self.members)

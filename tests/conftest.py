@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from harness import Servers
+from shard import Shard
 
 import krq
 from krq.dev.kafka import KafkaServer
@@ -73,3 +74,14 @@ def app(servers: Servers) -> Iterator[krq.KRQ]:
     """An app on those servers."""
     with servers.app() as app:
         yield app
+
+
+@pytest.fixture(params=["valkey", "debian_redis"])
+def shard(request: pytest.FixtureRequest) -> Iterator[Shard]:
+    """One shard driven by hand, on each server; it leaves no key behind."""
+    made = Shard(request.getfixturevalue(request.param).url)
+    yield made
+    names = [made.keys.prefix + name for name in made.dump()]
+    for at in range(0, len(names), 5000):
+        made.redis.unlink(*names[at : at + 5000])
+    made.store.close()

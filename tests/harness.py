@@ -69,8 +69,10 @@ class Worker:
     @property
     def children(self) -> list[int]:
         """Process ids of the children."""
-        found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False)
-        return [int(pid) for pid in found.stdout.split()]
+        pid = self.process.pid
+        with suppress(FileNotFoundError, ProcessLookupError):
+            return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return []
 
     def stop(self, timeout: float = 20.0) -> int:
         """SIGTERM; returns the exit code."""

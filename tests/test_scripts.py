@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from importlib.resources import files
 
-import pytest
 from shard import DAY, HOUR, Shard, now_ms, until
 
-from krq.dev.valkey import ValkeyServer
 from krq.store import keys
 from krq.store.scripts import Script, source
-
-
-@pytest.fixture(params=["valkey", "debian_redis"])
-def shard(request: pytest.FixtureRequest) -> Iterator[Shard]:
-    server: ValkeyServer = request.getfixturevalue(request.param)
-    made = Shard(server.url)
-    yield made
-    for name in made.dump():
-        made.redis.unlink(made.keys.prefix + name)
-    made.store.close()
-
 
 # --- the house ---------------------------------------------------------------------------------
 

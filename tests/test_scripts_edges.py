@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,16 +11,6 @@ from shard import HOUR, Shard, now_ms
 from krq.store.scripts import Script
 
 MANY = [f"n{n}" for n in range(1_700)]
-
-
-@pytest.fixture(params=["valkey", "debian_redis"])
-def shard(request: pytest.FixtureRequest) -> Iterator[Shard]:
-    made = Shard(request.getfixturevalue(request.param).url)
-    yield made
-    names = [made.keys.prefix + name for name in made.dump()]
-    for at in range(0, len(names), 5000):
-        made.redis.unlink(*names[at : at + 5000])
-    made.store.close()
 
 
 def finish(shard: Shard, names: list[str], kind: str = "S", value: str = "3") -> None:

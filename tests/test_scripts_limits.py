@@ -17,16 +17,6 @@ from krq.store.scripts import Script
 
 
 @pytest.fixture(params=["valkey", "debian_redis"])
-def shard(request: pytest.FixtureRequest) -> Iterator[Shard]:
-    made = Shard(request.getfixturevalue(request.param).url)
-    yield made
-    names = [made.keys.prefix + name for name in made.dump()]
-    for at in range(0, len(names), 5000):
-        made.redis.unlink(*names[at : at + 5000])
-    made.store.close()
-
-
-@pytest.fixture(params=["valkey", "debian_redis"])
 def own(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ValkeyServer]:
     """A server of this test's own, which may be filled, restarted and emptied. It keeps its data."""
     binary = None if request.param == "valkey" else shutil.which("redis-server")
