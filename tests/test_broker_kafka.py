@@ -309,6 +309,8 @@ def test_markers_of_transactions_are_no_gap(case: Case, broker: Any, kafka: Kafk
         assert batch.first == expected
         expected = batch.next
         producer.commit_transaction()
+        # the broker writes the marker after it has answered: what is published next must stand behind it
+        until(lambda expected=expected: consumer.bounds(case.topic, 0)[1] == expected + 1)
     producer.close()
     case.publish(broker, ["last"])
     (batch,) = gather(consumer, 1)

@@ -208,6 +208,7 @@ def test_a_blocked_poll_wakes_at_once_for_a_record(case: Case, broker: Any) -> N
     begun = time.monotonic()
     assert values((0, record) for batch in consumer.poll(5) for record in batch.records) == ["x"]
     assert time.monotonic() - begun < 1
+    sender.join()
 
 
 def test_dealt_brokers_have_no_marks(case: Case, broker: Any) -> None:
