@@ -7,14 +7,19 @@ PYTHON ?= $(shell for each in python3.13 python3.12 python3.11 python3.14 python
 BIN := .venv/bin
 STAMP := .venv/.set-up
 CHAOS_MINUTES ?= 2
+CHAOS_SEED ?=
+SEEDS ?= 1000
+FIRST ?= 0
 
-.PHONY: help setup demo test lint unit chaos bench clean
+.PHONY: help setup demo test lint unit chaos simulate mutants bench clean
 
 help:
 	@echo 'make demo    real servers, two workers, the words of real files; ends by itself'
 	@echo 'make test    lint, types, layers and all tests, on real Kafka and Valkey'
 	@echo 'make lint    ruff, mypy and import-linter alone'
-	@echo 'make chaos   kill, stop and restart everything under load for CHAOS_MINUTES=2; a ledger judges'
+	@echo 'make chaos   kill, stop and restart everything under load for CHAOS_MINUTES=2 (CHAOS_SEED=); a ledger judges'
+	@echo 'make simulate   SEEDS=1000 random schedules of engines and scripts, from seed FIRST=0'
+	@echo 'make mutants    16 protocol bugs, one at a time: the tests must catch each (ONLY=name)'
 	@echo 'make bench   the benchmarks'
 	@echo 'make setup   .venv and the downloads, and nothing else'
 	@echo 'make clean   remove .venv and whatever tools left'
@@ -46,7 +51,13 @@ unit: $(STAMP)
 	$(BIN)/pytest -q -n 2 --dist loadfile
 
 chaos: $(STAMP)
-	@cd tests && ../$(BIN)/python -m chaos.driver --minutes $(CHAOS_MINUTES)
+	@cd tests && ../$(BIN)/python -m chaos.driver --minutes $(CHAOS_MINUTES) $(if $(CHAOS_SEED),--seed $(CHAOS_SEED))
+
+simulate: $(STAMP)
+	@cd tests && ../$(BIN)/python simulate.py $(SEEDS) $(FIRST)
+
+mutants: $(STAMP)
+	@cd tests && ../$(BIN)/python -m mutants $(ONLY)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench.py

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import floor
 import flows
+import healthy
 import redis
 
 import krq
@@ -44,9 +45,9 @@ class Table:
 
 
 @contextmanager
-def worker(broker: str, backend: str, namespace: str) -> Iterator[subprocess.Popen[bytes]]:
-    """One worker process with its supervisor."""
-    environ = {**os.environ, "KRQ_BROKER": broker, "KRQ_BACKEND": backend, "KRQ_NAMESPACE": namespace}
+def worker(broker: str, backend: str, namespace: str, **more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """One worker process with its supervisor; ``more``: further environment variables."""
+    environ = {**os.environ, "KRQ_BROKER": broker, "KRQ_BACKEND": backend, "KRQ_NAMESPACE": namespace, **more}
     process = subprocess.Popen([sys.executable, str(HERE / "tasks.py")], env=environ, stderr=subprocess.DEVNULL)
     try:
         yield process
@@ -166,6 +167,8 @@ def main() -> None:
         latency(table, kafka, valkey, options.sends)
         flows.workflows(table.row, worker, kafka, valkey, options.members)
         bulk_and_drain(table, kafka, valkey, options.tasks)
+        healthy.isolated(table.row, worker, kafka, valkey, options.sends)
+        healthy.modules(table.row, worker, kafka, valkey, options.tasks // 2)
     if options.json:
         options.json.write_text(json.dumps(table.rows, indent=1))
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import redis
+
 import krq
 from krq.dev.kafka import KafkaServer
 from krq.dev.valkey import ValkeyServer
@@ -27,6 +29,8 @@ def workflows(row: Row, worker: Worker, kafka: KafkaServer, valkey: ValkeyServer
             app.submit("nothing", 1).result(timeout=30)
             _chain(row, app, name)
             _group(row, app, name, members)
+            _edges(row, app, valkey, members)
+            _large(row, app, valkey, name, 10 * members)
 
 
 def _chain(row: Row, app: krq.KRQ, name: str) -> None:
@@ -56,3 +60,30 @@ def _group(row: Row, app: krq.KRQ, name: str, n: int) -> None:
     last = max(info.finished or 0.0 for info in app.infos(work.children[0].ids) if info is not None)
     late = (arrived - last) * 1000
     row("  final task runs after its last member", late, "ms", "≤ 50", late <= 50)
+
+
+def _edges(row: Row, app: krq.KRQ, valkey: ValkeyServer, n: int) -> None:
+    """Memory of the edges alone: of a group that waits in a paused queue."""
+    with redis.Redis.from_url(valkey.url) as client:
+        app.pause("default")
+        group = krq.group(app.signature("nothing", i) for i in range(n)).send()
+        before = client.info("memory")["used_memory"]
+        app.send_task("arrival", after=[group])
+        while client.exists(app.store.keys("edges")):
+            time.sleep(0.05)
+        row("  Redis memory of an edge", (client.info("memory")["used_memory"] - before) / n, "bytes")
+        app.resume("default")
+    app.results(group.ids, timeout=120)
+
+
+def _large(row: Row, app: krq.KRQ, valkey: ValkeyServer, name: str, n: int) -> None:
+    """The longest script call, from the first task to the last."""
+    with redis.Redis.from_url(valkey.url) as client:
+        client.config_set("slowlog-log-slower-than", 5_000)
+        client.slowlog_reset()
+        began = time.perf_counter()
+        arrived = (krq.group(app.signature("nothing", i) for i in range(n)) | app.signature("arrival")).send().result(timeout=300)
+        longest = max((call["duration"] for call in client.slowlog_get(1_000)), default=0) / 1000
+        client.config_set("slowlog-log-slower-than", 10_000)
+    row(f"group of {n:,} with a final task on {name}: all of it", time.perf_counter() - began - (time.time() - arrived), "s")
+    row("  longest script call", longest, "ms", "≤ 20", longest <= 20)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import krq
 
-app = krq.KRQ()
+app = krq.KRQ(modules=[] if os.environ.get("KRQ_BENCH_MODULES") == "off" else None)
 
 
 @app.task
 def nothing(x: int) -> int:
+    return x
+
+
+@app.task(isolate=True)
+def alone(x: int) -> int:
     return x
 
 

@@ -4,10 +4,10 @@ from krq.backoff import Backoff
 from krq.context import Context, current
 from krq.core import KRQ
 from krq.errors import KRQError, ResultTimeout, SubmissionError, SubmissionTimeout, TaskCancelled, TaskFailed, TaskNotFound
-from krq.handle import BroadcastHandle, ChainHandle, GroupHandle, TaskHandle
+from krq.handle import BroadcastHandle, ChainHandle, GroupHandle, MapHandle, TaskHandle
 from krq.hooks import Module
 from krq.info import TaskInfo
-from krq.outcome import Reject, Retry
+from krq.outcome import Reject, Retry, SoftTimeout, Stop, TaskError
 from krq.states import TaskStatus
 from krq.task import Task
 from krq.version import __version__
@@ -21,15 +21,19 @@ __all__ = [
     "Context",
     "GroupHandle",
     "KRQError",
+    "MapHandle",
     "Module",
     "Reject",
     "ResultTimeout",
     "Retry",
     "Signature",
+    "SoftTimeout",
+    "Stop",
     "SubmissionError",
     "SubmissionTimeout",
     "Task",
     "TaskCancelled",
+    "TaskError",
     "TaskFailed",
     "TaskHandle",
     "TaskInfo",

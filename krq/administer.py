@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -56,8 +57,8 @@ def cancel_all(config: Config, store: Store, broker: Broker, task_ids: Sequence[
     return n
 
 
-def again(config: Config, info: TaskInfo, raw: bytes | None) -> tuple[str, Message, bytes]:
-    """A failed or cancelled task as a message of the next generation, with its queue."""
+def again(config: Config, info: TaskInfo, raw: bytes | None, needs: Mapping[str, int] | None = None) -> tuple[str, Message, bytes]:
+    """A failed or cancelled task as a message of the next generation, with its queue. ``needs``: see ``Message.needs``."""
     if info.status not in (TaskStatus.FAILED, TaskStatus.CANCELLED):
         raise OptionError(f"Task {info.id} is {info.status}", cure="Only failed and cancelled tasks can be retried.")
     if raw is None:
@@ -66,20 +67,32 @@ def again(config: Config, info: TaskInfo, raw: bytes | None) -> tuple[str, Messa
     fields = msgspec.json.decode(raw)
     fields["task-id"] = info.id
     fields["generation"] = fields.get("generation", 0) + 1
-    fields.pop("eta", None)
-    fields.pop("expires", None)
+    for name in ("eta", "expires", "needs"):
+        fields.pop(name, None)
+    if needs:
+        fields["needs"] = needs
     encoded = msgspec.json.encode(fields)
     queue = config.queue if fields.get("inbox") else info.queue
     return queue, message.decode(encoded, max_bytes=config.max_message_bytes + 4096, max_depth=config.max_depth), encoded
 
 
-def control(store: Store, queue: str, *, paused: bool) -> None:
-    """Pause or resume a queue."""
+def note(config: Config, broker: Broker, act: str, concerns: str, data: Mapping[str, Any]) -> None:
+    """Write an act into the log before it is done, so that a loss of the store does not undo it. Raises ``BrokerConnectionError``."""
+    entry = Entry(id=concerns, outcome="control", finished=time.time_ns() // 1_000_000, data={"act": act, **data})
+    answer = broker.publish([Outgoing(config.events_topic, events.encode_page([events.encode_entry(entry)]))], config.send_timeout)[0]
+    if isinstance(answer, Exception):
+        raise BrokerConnectionError(f"The log did not take this: {act} {concerns}: {answer}") from answer
+
+
+def control(config: Config, store: Store, broker: Broker, queue: str, *, paused: bool) -> None:
+    """Pause or resume a queue: in the log first."""
+    note(config, broker, "pause" if paused else "resume", queue, {"queue": queue})
     store.call(Script.CONTROL, queue, paused)
 
 
-def purge(store: Store, queue: str) -> int:
+def purge(config: Config, store: Store, broker: Broker, queue: str) -> int:
     """Drop what is scheduled, slice by slice, and let intake drop the backlog. Returns how many were scheduled."""
+    note(config, broker, "purge", queue, {"queue": queue})
     total, before = 0, False
     while True:
         dropped: int

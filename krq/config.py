@@ -49,6 +49,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_deaths: int = 3
     """a task that was running at so many deaths of its worker becomes a dead letter"""
 
+    recycle: int = 0
+    """a process that has run so many tasks is replaced by a fresh one; 0: never"""
+
     window: int = 10_000
     """ready messages of a queue in Redis; beyond it Kafka keeps the backlog"""
     window_bytes: int = 64 * 1024 * 1024
@@ -104,6 +107,7 @@ class Settings(TypedDict, total=False):
     result_ttl: float
     unknown_task_grace: float
     max_deaths: int
+    recycle: int
     window: int
     window_bytes: int
     partitions: int
@@ -173,7 +177,7 @@ def _check(config: Config) -> None:
     for name in positive:
         if not getattr(config, name) > 0:
             raise ConfigError(f"{name}={getattr(config, name)!r} must be more than 0")
-    for name in ("grace", "concurrency", "result_ttl", "unknown_task_grace"):
+    for name in ("grace", "concurrency", "recycle", "result_ttl", "unknown_task_grace"):
         if not getattr(config, name) >= 0:
             raise ConfigError(f"{name}={getattr(config, name)!r} must not be negative")
     if config.lease < 3 * config.heartbeat:

@@ -17,27 +17,31 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, Unpack, overload
 
 import msgspec
 
-from krq import administer, brokers, config, ids, work
+from krq import administer, brokers, config, ids, selection, work
 from krq import modules as default_modules
-from krq.call import Call
+from krq.call import Call, Parent
 from krq.config import Config, Settings
 from krq.errors import AppClosed, ArgumentError, OptionError, TaskNotFound
-from krq.events import DeadLetter
-from krq.handle import BroadcastHandle, ChainHandle, TaskHandle
+from krq.graveyard import DeadLetters, Publish
+from krq.handle import ChainHandle, TaskHandle
 from krq.hooks import Module, find
-from krq.info import Stats, TaskInfo, WorkerFailure, WorkerInfo
+from krq.info import Arguments, Stats, TaskFilter, TaskInfo, TaskPage, WorkerFailure, WorkerInfo
 from krq.inspector import Inspector
-from krq.modules.broadcast import Broadcast
+from krq.lineage import Workflows
+from krq.modules.broadcast import RollCalls
 from krq.modules.chaining import Chaining
 from krq.modules.grouping import Grouping
+from krq.modules.limits import Limiting, definitions
+from krq.modules.schedule import Scheduling
 from krq.registry import CatchAll, Registry
 from krq.results import Outcomes
+from krq.selection import Selection
 from krq.states import TaskStatus
 from krq.store.client import Store
 from krq.store.waiter import Waiter
-from krq.submitter import Submitter, check_options
+from krq.submitter import Builder, Submitter, check_options
 from krq.task import Task
-from krq.worker.child import Spec
+from krq.worker.spec import Spec
 from krq.workflow import Signature
 
 P = ParamSpec("P")
@@ -55,6 +59,11 @@ class _Clients(NamedTuple):
     inspector: Inspector
     outcomes: Outcomes
 
+    @property
+    def publish(self) -> Publish:
+        """The submitter's, for messages that are built already."""
+        return self.submitter.publish
+
 
 class _WorkerSetup(NamedTuple):
     """What ``config_worker`` chose."""
@@ -64,7 +73,7 @@ class _WorkerSetup(NamedTuple):
     queues: Sequence[str] | None = None
 
 
-class KRQ:
+class KRQ(Scheduling, Limiting, RollCalls, DeadLetters, Workflows):
     """A task queue: define tasks on it, send them, run workers for them, look at them.
 
     ``broker`` is the log, ``backend`` the schedule and the results; see ``krq.config.Config`` for both, for all
@@ -82,6 +91,8 @@ class KRQ:
         self._made: _Clients | None = None
         self._lock = threading.Lock()
         self._closed = False
+        for module in self.modules:
+            module.attach(self)
 
     # --- define ------------------------------------------------------------------------------
 
@@ -142,6 +153,10 @@ class KRQ:
             return []
         return [TaskHandle(task_id, self) for task_id in self._clients.submitter.send(calls)]
 
+    def build_children(self, calls: Sequence[Call], parent: Parent) -> list[tuple[str, bytes]]:
+        """Make the messages that a running task's worker will send for it. Connects to nothing. Raises as ``submit_many``."""
+        return Builder(self.config, self.modules).children(calls, parent)
+
     def _call(self, fields: Mapping[str, Any]) -> Call:
         unknown = set(fields) - {"task", "args", "kwargs", "options"}
         if "task" not in fields or unknown:
@@ -164,12 +179,6 @@ class KRQ:
     def group_tasks(self, tasks: Sequence[Sequence[Any]], final_task: Sequence[Any]) -> ChainHandle[Any]:
         """Run ``[(name, args), …]`` side by side, then ``(name, args)``: see ``krq.modules.grouping``."""
         return find(self.modules, Grouping).group_tasks(self, tasks, final_task)
-
-    def broadcast(
-        self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, /, **options: Any,
-    ) -> BroadcastHandle[Any]:
-        """Send a task to each worker that is alive and knows it: see ``krq.modules.broadcast``."""
-        return find(self.modules, Broadcast).broadcast(self, Call(name, args, kwargs or {}, self.registry.get(name), options))
 
     def serving(self, name: str) -> list[WorkerInfo]:
         """The live workers that know a task of this name."""
@@ -216,6 +225,10 @@ class KRQ:
         """How many of these have ended by now, in whatever way."""
         return self._clients.outcomes.ended(task_ids)
 
+    def children(self, task_id: str | TaskHandle[Any]) -> list[str]:
+        """Ids of the tasks that this one made while it ran (``Context.spawn``), in order."""
+        return self._clients.inspector.children(str(task_id))
+
     def infos(self, task_ids: Sequence[str]) -> list[TaskInfo | None]:
         """These tasks as they stand, None for those that nobody knows."""
         return self._clients.inspector.infos(task_ids)
@@ -223,6 +236,19 @@ class KRQ:
     def tasks(self, status: TaskStatus | str | None = None, name: str | None = None, limit: int = 100) -> list[TaskInfo]:
         """At most ``limit`` tasks of a status (None: any) and a name; bounded work, never a scan of all."""
         return self._clients.inspector.tasks(None if status is None else TaskStatus(status), name, limit)
+
+    def page(self, wanted: TaskFilter | None = None, cursor: str | None = None, limit: int = 50) -> TaskPage:
+        """The same page by page, with a filter by status, name, queue and worker: see ``Inspector.page``."""
+        return self._clients.inspector.page(wanted or TaskFilter(), cursor, limit)
+
+    def arguments(self, task_id: str | TaskHandle[Any]) -> Arguments | None:
+        """What a task was sent with, without what ``mask`` hides. None: not known, or it has succeeded and its message is gone."""
+        return self._clients.inspector.arguments([str(task_id)])[0]
+
+    @property
+    def inspector(self) -> Inspector:
+        """The read side on its own: what the commands and the dashboard look through."""
+        return self._clients.inspector
 
     def workers(self) -> list[WorkerInfo]:
         """The live workers with their slots, totals and last heartbeat."""
@@ -236,10 +262,6 @@ class KRQ:
         """Numbers of each queue and of all."""
         return self._clients.inspector.stats()
 
-    def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
-        """Messages that could not be run, with the reason and the original bytes, the latest first."""
-        return self._clients.inspector.dead(limit)
-
     # --- act ---------------------------------------------------------------------------------
 
     def cancel(self, task_id: str | TaskHandle[Any]) -> bool:
@@ -250,28 +272,33 @@ class KRQ:
         """``cancel`` for many, the last first, so that none fails for want of another. Returns how many had not ended."""
         return administer.cancel_all(self.config, self._clients.store, self._clients.broker, task_ids)
 
-    def retry(self, task_id: str | TaskHandle[Any]) -> TaskHandle[Any]:
-        """Run a failed or cancelled task again under its id, with all its retries. Raises ``TaskNotFound``, ``OptionError``."""
-        info = self.status(task_id)
-        raw = self._clients.inspector.message(info.id)
-        self._clients.submitter.publish([administer.again(self.config, info, raw)])
-        return TaskHandle(info.id, self)
+    def cancel_many(self, name: str | None = None, queue: str | None = None, key: str | None = None) -> int:
+        """``cancel`` for all tasks of a name, a queue, a key, or what is given of them. Returns how many had not ended.
+
+        Of those in the schedule: what stands in the log alone, behind a full window, is not reached; call it again. Not atomic:
+        what is sent meanwhile may be met or not. Each page of 500 is in the log before it is cancelled.
+        """
+        return selection.cancel(self._clients.store, Selection(name, queue, key), self.cancel_all)
 
     def pause(self, queue: str) -> None:
         """Workers take nothing more of a queue until ``resume``; what runs goes on."""
-        administer.control(self._clients.store, ids.check_queue(queue), paused=True)
+        administer.control(self.config, self._clients.store, self._clients.broker, ids.check_queue(queue), paused=True)
 
     def resume(self, queue: str) -> None:
         """Undo ``pause``."""
-        administer.control(self._clients.store, ids.check_queue(queue), paused=False)
+        administer.control(self.config, self._clients.store, self._clients.broker, ids.check_queue(queue), paused=False)
 
     def purge(self, queue: str) -> int:
         """Drop all that is ready or scheduled in a queue, and its backlog in the log. Returns how many were in the schedule."""
-        return administer.purge(self._clients.store, ids.check_queue(queue))
+        return administer.purge(self.config, self._clients.store, self._clients.broker, ids.check_queue(queue))
 
     def clear(self) -> int:
         """Purge every queue. What runs goes on. Returns how many tasks were dropped from the schedule."""
         return sum(self.purge(queue) for queue in self._clients.inspector.queues())
+
+    def note(self, act: str, concerns: str, data: Mapping[str, Any]) -> None:
+        """Write an act into the log before it is done: for modules. Raises ``BrokerConnectionError``."""
+        administer.note(self.config, self._clients.broker, act, concerns, data)
 
     # --- run ---------------------------------------------------------------------------------
 
@@ -300,7 +327,8 @@ class KRQ:
         if task_func is not None:
             self.registry.catch_all = task_func
         self.close(forever=False)
-        spec = Spec(self.config, self.registry, self.modules, self.served_queues, brokers.make, self._setup.inbox or "")
+        spec = Spec(self.config, self.registry, self.modules, self.served_queues, brokers.make, self._setup.inbox or "",
+                    definitions(self.modules, self.registry))
         work.run(spec, self._setup.worker_id or ids.default_worker_id(), processes)
 
     @property
@@ -310,6 +338,11 @@ class KRQ:
         return list(dict.fromkeys([*([self._setup.inbox] if self._setup.inbox else []), *map(ids.check_queue, shared)]))
 
     # --- clients -----------------------------------------------------------------------------
+
+    @property
+    def store(self) -> Store:
+        """The schedule itself: for modules. Belongs to this process."""
+        return self._clients.store
 
     @property
     def _clients(self) -> _Clients:

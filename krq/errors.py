@@ -197,6 +197,29 @@ class TaskCancelled(KRQError):
     code = "TASK_CANCELLED"
 
 
+# --- in a task -------------------------------------------------------------------------------
+
+
+class AttemptLost(KRQError):
+    """The attempt that asked is over for everybody else: the task is another worker's by now, or has ended."""
+
+    code = "ATTEMPT_LOST"
+    cure = "Let it pass: whatever this attempt comes to is refused."
+
+
+class StepLimit(KRQError, ValueError):
+    """A task keeps too many steps, or too much in them."""
+
+    code = "STEP_LIMIT"
+    cure = "Make fewer, larger steps; keep large data elsewhere and return a reference."
+
+
+class ChildLimit(KRQError, ValueError):
+    """A task makes too many children, or is too deep below others itself."""
+
+    code = "CHILD_LIMIT"
+
+
 # --- workers ---------------------------------------------------------------------------------
 
 

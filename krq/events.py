@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -16,7 +18,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     id: str
     outcome: str
-    """``success``, ``failed``, ``retry``, ``cancelled``"""
+    """``success``, ``failed``, ``retry``, ``spawned``, ``cancelled``; ``cancel``, ``control``: somebody asked for it"""
     name: str = ""
     queue: str = ""
     attempt: int = 0
@@ -30,6 +32,10 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     finished: int = 0
     due: int = 0
     """of the next attempt, after ``retry``"""
+    reason: str = ""
+    """why no attempt follows, after ``failed``"""
+    data: Mapping[str, Any] = {}
+    """of ``control``: ``act``, such as ``pause``, and what it takes to repeat it"""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -53,7 +59,20 @@ class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     value: str = ""
     """the original bytes, as text, or as base64 where they are no UTF-8"""
     base64: bool = False
+    size: int = 0
+    """characters that ``value`` had before it was cut; 0: it is whole"""
+    attempt: int = 0
     error: ErrorInfo | None = None
+
+    @property
+    def ref(self) -> str:
+        """What it is known by: its place in the log where the record itself is the trouble, else the id of its task."""
+        return self.id if self.partition < 0 else f"{self.queue}:{self.partition}:{self.offset}"
+
+    @property
+    def original(self) -> bytes:
+        """The record's own bytes, as far as they were kept."""
+        return base64.b64decode(self.value) if self.base64 else self.value.encode()
 
 
 _encoder = msgspec.json.Encoder()
@@ -88,8 +107,6 @@ def decode_letter(raw: bytes | str) -> DeadLetter:
 
 def original(raw: bytes) -> dict[str, Any]:
     """The fields of a dead letter that keep the record's own bytes, whatever they are."""
-    import base64
-
     try:
         return {"value": raw.decode()}
     except UnicodeDecodeError:

@@ -6,13 +6,15 @@ their number; nothing here asks task by task.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from krq.errors import ResultTimeout, TaskCancelled, TaskFailed
 from krq.info import TaskInfo
 from krq.outcome import ErrorInfo
+from krq.sent import Completed, Results, Sent
 from krq.states import TaskStatus
 
 R = TypeVar("R")
@@ -21,40 +23,14 @@ R = TypeVar("R")
 _UNANSWERED = frozenset({"EXPIRED", "POISON", "PURGED", "TASK_UNKNOWN"})
 
 
-class Results(Protocol):
-    """What handles ask of the app."""
-
-    def status(self, task_id: str) -> TaskInfo: ...
-
-    def result(self, task_id: str, timeout: float | None = None) -> object: ...
-
-    def aresult(self, task_id: str, timeout: float | None = None) -> Awaitable[object]: ...
-
-    def cancel(self, task_id: str) -> bool: ...
-
-    def infos(self, task_ids: Sequence[str]) -> list[TaskInfo | None]: ...
-
-    def results(self, task_ids: Sequence[str], timeout: float | None = None) -> list[Any]: ...
-
-    def aresults(self, task_ids: Sequence[str], timeout: float | None = None) -> Awaitable[list[Any]]: ...
-
-    def ends(self, task_ids: Sequence[str], timeout: float | None = None) -> Iterator[str]: ...
-
-    def when_ended(self, task_ids: Sequence[str], call: Callable[[], object]) -> None: ...
-
-    def ended(self, task_ids: Sequence[str]) -> int: ...
-
-    def cancel_all(self, task_ids: Sequence[str]) -> int: ...
-
-
-class TaskHandle(Generic[R]):
+class TaskHandle(Sent, Generic[R]):
     """A task that was sent. ``str(handle)`` is its id. Thread-safe; costs nothing to keep or to drop."""
 
     __slots__ = ("_results", "id")
 
     def __init__(self, task_id: str, results: Results) -> None:
         self.id = task_id
-        self._results = results
+        self._results: Results = results
 
     @property
     def ids(self) -> list[str]:
@@ -65,6 +41,11 @@ class TaskHandle(Generic[R]):
     def tails(self) -> list[str]:
         """The ids that whoever comes after it waits for."""
         return [self.id]
+
+    @property
+    def children(self) -> list[TaskHandle[Any]]:
+        """The tasks that it made while it ran, once its function has returned; they are kept as long as its result. One question."""
+        return [TaskHandle(task_id, self._results) for task_id in self._results.children(self.id)]
 
     def status(self) -> TaskInfo:
         """The task as it stands now. Raises ``TaskNotFound``."""
@@ -92,6 +73,14 @@ class TaskHandle(Generic[R]):
         """Ask that it does not run, or stops. False: it had already ended."""
         return self._results.cancel(self.id)
 
+    async def acancel(self) -> bool:
+        """``cancel`` for coroutines."""
+        return await asyncio.to_thread(self.cancel)
+
+    async def astatus(self) -> TaskInfo:
+        """``status`` for coroutines."""
+        return await asyncio.to_thread(self.status)
+
     def __str__(self) -> str:
         return self.id
 
@@ -105,7 +94,7 @@ class TaskHandle(Generic[R]):
         return hash(self.id)
 
 
-class GroupHandle(Generic[R]):
+class GroupHandle(Sent, Generic[R]):
     """Tasks, or chains, that were sent side by side. Thread-safe."""
 
     __slots__ = ("_gate", "_results", "children")
@@ -152,11 +141,18 @@ class GroupHandle(Generic[R]):
             return (0, 0)
         return self._results.ended(self.tails), len(self.children)
 
-    def as_completed(self, timeout: float | None = None) -> Iterator[TaskHandle[R] | ChainHandle[R]]:
-        """The members' handles in the order in which they end; ``.result()`` of each then returns or raises at once.
+    async def aprogress(self) -> tuple[int, int]:
+        """``progress`` for coroutines."""
+        return await asyncio.to_thread(self.progress)
+
+    def as_completed(self, timeout: float | None = None) -> Completed[TaskHandle[R] | ChainHandle[R]]:
+        """The members' handles in the order in which they end, by ``for`` or ``async for``; ``.result()`` of each is there at once.
 
         ``timeout``: seconds for all of them together. Raises ``ResultTimeout`` when some have not ended by then.
         """
+        return Completed(self._as_completed(timeout))
+
+    def _as_completed(self, timeout: float | None) -> Iterator[TaskHandle[R] | ChainHandle[R]]:
         if self._results is None:
             return
         children = {child.tails[0]: child for child in self.children}
@@ -167,6 +163,10 @@ class GroupHandle(Generic[R]):
         """Cancel all that has not ended. Returns how many tasks were cancelled or told to stop."""
         return self._results.cancel_all(self.ids) if self._results is not None and self.children else 0
 
+    async def acancel(self) -> int:
+        """``cancel`` for coroutines."""
+        return await asyncio.to_thread(self.cancel)
+
     def __len__(self) -> int:
         return len(self.children)
 
@@ -174,7 +174,7 @@ class GroupHandle(Generic[R]):
         return f"GroupHandle({self.children!r})"
 
 
-class ChainHandle(Generic[R]):
+class ChainHandle(Sent, Generic[R]):
     """Steps that were sent to run one after the other. ``str(handle)`` is the id of the last task. Thread-safe."""
 
     __slots__ = ("_results", "children")
@@ -220,6 +220,15 @@ class ChainHandle(Generic[R]):
         found = iter(self._results.results(self.ids, timeout) if self._results is not None else [])
         return [_shaped(child, found) for child in self.children]
 
+    async def aresults(self, timeout: float | None = None) -> list[Any]:
+        """``results`` for coroutines: waits without blocking the event loop."""
+        found = iter(await self._results.aresults(self.ids, timeout) if self._results is not None else [])
+        return [_shaped(child, found) for child in self.children]
+
+    async def aprogress(self) -> tuple[int, int]:
+        """``progress`` for coroutines."""
+        return await asyncio.to_thread(self.progress)
+
     def when_ended(self, call: Callable[[], object]) -> None:
         """Call this once, in a thread of the app, when all steps have succeeded or one has not. It must be quick."""
         if self._results is None:
@@ -235,6 +244,10 @@ class ChainHandle(Generic[R]):
         """Cancel all that has not ended. Returns how many tasks were cancelled or told to stop."""
         return self._results.cancel_all(self.ids) if self._results is not None else 0
 
+    async def acancel(self) -> int:
+        """``cancel`` for coroutines."""
+        return await asyncio.to_thread(self.cancel)
+
     def __str__(self) -> str:
         return self.id
 
@@ -242,7 +255,7 @@ class ChainHandle(Generic[R]):
         return f"ChainHandle({self.children!r})"
 
 
-class BroadcastHandle(Generic[R]):
+class BroadcastHandle(Sent, Generic[R]):
     """A task that was sent to each worker alive at the time. Thread-safe.
 
     A member that its worker does not start within an hour (or ``expires=``) fails with ``EXPIRED``; so nothing here waits for ever.
@@ -253,7 +266,12 @@ class BroadcastHandle(Generic[R]):
     def __init__(self, members: Mapping[str, TaskHandle[R]], results: Results) -> None:
         self.members = dict(members)
         """worker id → handle of its task"""
-        self._results = results
+        self._results: Results = results
+
+    @property
+    def ids(self) -> list[str]:
+        """All task ids in it, worker by worker."""
+        return [handle.id for handle in self.members.values()]
 
     def results(self, timeout: float | None = None) -> dict[str, R]:
         """Wait until all have answered, at most ``timeout`` seconds; return what has come, by worker id.
@@ -267,8 +285,6 @@ class BroadcastHandle(Generic[R]):
 
     async def aresults(self, timeout: float | None = None) -> dict[str, R]:
         """``results`` for coroutines; a thread of the loop's executor waits."""
-        import asyncio
-
         return await asyncio.to_thread(self.results, timeout)
 
     def arrived(self) -> list[str]:
@@ -302,12 +318,30 @@ class BroadcastHandle(Generic[R]):
         return f"BroadcastHandle({self.members!r})"
 
 
+class MapHandle(GroupHandle[R]):
+    """What ``task.map`` has sent. Its members are chunks: ``children``, ``progress`` and ``as_completed`` speak of them."""
+
+    __slots__ = ()
+
+    def result(self, timeout: float | None = None) -> list[R]:
+        """Wait for all chunks and return the results of all items, in their order. Raises as ``GroupHandle.result``."""
+        return _strung(super().result(timeout))
+
+    async def aresult(self, timeout: float | None = None) -> list[R]:
+        """``result`` for coroutines: waits without blocking the event loop."""
+        return _strung(await super().aresult(timeout))
+
+
 AnyHandle: TypeAlias = TaskHandle[Any] | GroupHandle[Any] | ChainHandle[Any]
 
 
 def awaited(after: Sequence[AnyHandle | str]) -> list[str]:
     """The task ids that ``after=`` comes to."""
     return [task_id for one in after for task_id in ([one] if isinstance(one, str) else one.tails)]
+
+
+def _strung(chunks: Sequence[Any]) -> list[Any]:
+    return [result for chunk in chunks for result in chunk]
 
 
 def _answered(info: TaskInfo) -> bool:
@@ -319,6 +353,8 @@ def _answered(info: TaskInfo) -> bool:
 def _shaped(handle: AnyHandle, found: Iterator[Any]) -> Any:
     """The results of a handle's own tasks, in its shape, from the results of all of them in order."""
     match handle:
+        case MapHandle():
+            return _strung([_shaped(child, found) for child in handle.children])
         case GroupHandle():
             return [_shaped(child, found) for child in handle.children]
         case ChainHandle():

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from krq import containment
+from krq.containment import Containment
 from krq.errors import OptionError
 from krq.message import Message
 from krq.outcome import Outcome
@@ -40,6 +42,16 @@ class Attempt(msgspec.Struct, kw_only=True, dict=False):
     """Unix seconds"""
 
     @property
+    def containment(self) -> Containment:
+        """The limits of its task."""
+        return containment.NONE if self.task is None else self.task.containment
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds it may run: as the call says, else as the task does."""
+        return self.containment.timeout if self.message.timeout is None else self.message.timeout
+
+    @property
     def fence(self) -> tuple[int, int]:
         """Rises with each attempt, also when Redis lost all it knew. Hand it to stores that compare."""
         return (self.epoch, self.number)
@@ -50,6 +62,11 @@ class Module:
 
     #: options of ``@app.task`` and ``.options()`` that belong to this module, with their types
     options: Mapping[str, Any] = {}
+    #: options of ``@app.task`` alone, which can't travel with a call; of one name, this type goes before that of ``options``
+    task_options: Mapping[str, Any] = {}
+
+    def attach(self, app: Any) -> None:
+        """An app was made with this module. ``app``: the ``KRQ``; it has no connection yet."""
 
     def check(self, task: Task[..., Any]) -> None:
         """A task was registered: raise ``OptionError`` when the options make no sense together."""
@@ -78,11 +95,13 @@ class Module:
         """About once a second in every worker child, in its main thread. ``now``: Unix seconds."""
 
 
-def known_options(modules: Iterable[Module]) -> dict[str, Any]:
-    """All options that the modules own, with their types."""
+def known_options(modules: Iterable[Module], *, of_task: bool) -> dict[str, Any]:
+    """All options of tasks, or of calls, that the modules own, with their types."""
     options: dict[str, Any] = {}
     for module in modules:
         options.update(module.options)
+        if of_task:
+            options.update(module.task_options)
     return options
 
 

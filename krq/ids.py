@@ -39,9 +39,9 @@ def default_worker_id() -> str:
 
 
 def check_task_id(task_id: str) -> str:
-    """Return ``task_id`` when it may be one: 1 to 128 characters, no spaces, no control characters."""
-    if not isinstance(task_id, str) or not 0 < len(task_id) <= MAX_ID or _CONTROL.search(task_id):
-        raise OptionError(f"{task_id!r} is no task id", cure=f"Use 1 to {MAX_ID} printable characters, no spaces.")
+    """Return ``task_id`` when it may be one: 1 to 128 characters, no spaces, no control characters, no ``:*``."""
+    if not isinstance(task_id, str) or not 0 < len(task_id) <= MAX_ID or _CONTROL.search(task_id) or ":*" in task_id:
+        raise OptionError(f"{task_id!r} is no task id", cure=f"Use 1 to {MAX_ID} printable characters, no spaces, no ':*'.")
     return task_id
 
 

@@ -24,10 +24,14 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 0
     failures: int = 0
     deaths: int = 0
-    """workers that died while it ran"""
+    """deaths of its process that are its own doing"""
+    interruptions: int = 0
+    """workers that died, or were taken for dead, while it ran"""
     worker: str = ""
     """who runs it or ran it last"""
     priority: int = 0
+    waits_for: str = ""
+    """the limit that keeps a queued task back: ``max_concurrency``, ``max_concurrency_per_key``, ``rate_limit`` or ``in_order``"""
     progress: tuple[int, int] | None = None
     sent: float | None = None
     due: float | None = None
@@ -41,6 +45,77 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
         if self.status is TaskStatus.FAILED and self.error is not None:
             return f"{self.status} {self.error.type}: {self.error.message}"
         return str(self.status)
+
+
+class Arguments(msgspec.Struct, frozen=True, kw_only=True):
+    """What a task was sent with, as it may be shown: what ``mask`` names, or what is called a secret, is hidden."""
+
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    after: list[str] = []
+    """ids of the tasks whose results or ends it waits for"""
+    inputs: str = "none"
+    retries: int | None = None
+    timeout: float | None = None
+    key: str | None = None
+
+
+class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which tasks a list shall have. None: any."""
+
+    status: TaskStatus | None = None
+    name: str | None = None
+    queue: str | None = None
+    worker: str | None = None
+
+
+class TaskPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of a list of tasks."""
+
+    tasks: list[TaskInfo]
+    cursor: str | None
+    """leads to the next page; None: that was all"""
+    looked: int
+    """how many tasks were looked at to find these"""
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    """How long the tasks that ended last took. Seconds; None where nothing has ended."""
+
+    n: int
+    wait: float | None = None
+    """from sending to the start, the median"""
+    wait95: float | None = None
+    """the same, of the slowest 5 %"""
+    run: float | None = None
+    run95: float | None = None
+
+
+class AttemptInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt that did not succeed."""
+
+    attempt: int
+    outcome: str
+    """``retry``, ``failed``, ``cancelled``; ``died``: its own process; ``interrupted``: its worker did; ``handed back`` by one that left"""
+    worker: str = ""
+    started: float | None = None
+    finished: float | None = None
+    error: ErrorInfo | None = None
+    """text and traceback are cut to 2,000 characters"""
+    cause: str = ""
+    """of an interruption: exit code, signal, or the lease"""
+
+
+class StickyInfo(msgspec.Struct, frozen=True):
+    """A broadcast that each worker gets at its start."""
+
+    name: str
+    """of the task"""
+    id: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    options: dict[str, Any]
+    sent: float
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +152,49 @@ class WorkerFailure(msgspec.Struct, frozen=True, kw_only=True):
     held: int = 0
     ran: list[str] = []
     """ids of the tasks that were running, where its supervisor could tell"""
+    tail: list[str] = []
+    """the last lines of its log, where its supervisor could tell"""
     host: str = ""
+
+
+class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule as it stands."""
+
+    name: str
+    task: str
+    when: str
+    """the cron line, or ``every 30 s``"""
+    tz: str = ""
+    """of the cron line"""
+    next: float | None = None
+    """when it fires next; None while it is paused"""
+    last: float | None = None
+    """the tick that it fired last"""
+    last_id: str = ""
+    """the task of that tick"""
+    paused: bool = False
+    source: str = "code"
+    """``code``, or ``runtime``: added or changed by ``KRQ.schedule``"""
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    """of its calls"""
+
+
+class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits in force for the tasks of a name. None: no such limit."""
+
+    name: str
+    max_concurrency: int | None = None
+    max_concurrency_per_key: int | None = None
+    rate_limit: str | None = None
+    in_order: bool = False
+    changed: bool = False
+    """by ``KRQ.limit``: the code may say otherwise"""
+    running: int | None = None
+    """how many hold one of its ``max_concurrency`` places"""
+    parked: int = 0
+    """ready ones that wait for ``max_concurrency`` or ``rate_limit``"""
 
 
 class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +202,8 @@ class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
 
     queue: str
     ready: int = 0
+    parked: int = 0
+    """ready, but for a limit of their task (``TaskInfo.waits_for``)"""
     scheduled: int = 0
     backlog: int = 0
     """records in the log that were not admitted yet"""
@@ -93,6 +212,8 @@ class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
     failed: int = 0
     cancelled: int = 0
     retried: int = 0
+    handed_back: int = 0
+    """attempts that had not ended when their worker's grace time was over"""
     paused: bool = False
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from krq import events, ids
+from krq import ids, masking, message
 from krq.brokers.base import Broker
 from krq.config import Config
-from krq.errors import KRQError
-from krq.events import DeadLetter
-from krq.info import QueueStats, Stats, TaskInfo, WorkerFailure, WorkerInfo
+from krq.errors import KRQError, TaskNotFound
+from krq.info import Arguments, AttemptInfo, Latency, QueueStats, Stats, TaskFilter, TaskInfo, TaskPage, WorkerFailure, WorkerInfo
+from krq.listing import Listing
 from krq.outcome import ErrorInfo
 from krq.states import TaskStatus
 from krq.store.client import Store
@@ -21,11 +21,12 @@ _STATES = {
     "m": TaskStatus.QUEUED, "w": TaskStatus.WAITING, "d": TaskStatus.SCHEDULED, "q": TaskStatus.QUEUED,
     "p": TaskStatus.PROCESSING, "S": TaskStatus.SUCCESS, "F": TaskStatus.FAILED, "C": TaskStatus.CANCELLED,
 }
-_ENDED = (TaskStatus.SUCCESS, TaskStatus.FAILED, TaskStatus.CANCELLED)
+#: field ``pk`` of a task
+_LIMITS = {"n": "max_concurrency", "k": "max_concurrency_per_key", "r": "rate_limit", "o": "in_order"}
 _json = msgspec.json.Decoder().decode
 _error = msgspec.json.Decoder(ErrorInfo).decode
-#: ids read in one round trip
-_PAGE = 200
+#: tasks that ended last, of which the latencies are told
+_SAMPLE = 100
 
 
 class Inspector:
@@ -35,6 +36,7 @@ class Inspector:
         self._config = config
         self._store = store
         self._broker = broker
+        self._listing = Listing(store, self.infos)
 
     # --- tasks -------------------------------------------------------------------------------
 
@@ -53,65 +55,74 @@ class Inspector:
                         hashes[i]["r"] = value.decode()
         return [_info(task_id, fields) if fields.get("s") in _STATES else None for task_id, fields in zip(task_ids, hashes, strict=True)]
 
+    def children(self, task_id: str) -> list[str]:
+        """Ids of the tasks that a task made while it ran, in order; none before its function has returned."""
+        with self._store.plain() as redis:
+            raw = redis.hget(self._store.keys("children", task_id), "ids")
+        return [] if raw is None else message.named_in(msgspec.msgpack.decode(raw, type=list[str | tuple[str, int]]))
+
     def tasks(self, status: TaskStatus | None, name: str | None, limit: int, queue: str | None = None) -> list[TaskInfo]:
         """At most ``limit`` tasks of a status (None: any), a name, a queue; the newest or the next first.
 
         With a name or queue it reads at most 50 × ``limit`` tasks to find them.
         """
-        found: list[TaskInfo] = []
-        seen: set[str] = set()
-        for page in self._pages(status, limit * (50 if name or queue else 2)):
-            for info in self.infos([task_id for task_id in page if task_id not in seen]):
-                if info is None or (status is not None and info.status is not status):
-                    continue
-                if (name is None or info.name == name) and (queue is None or info.queue == queue) and info.id not in seen:
-                    seen.add(info.id)
-                    found.append(info)
-                    if len(found) >= limit:
-                        return found
-        return found
+        wanted = TaskFilter(status=status, name=name, queue=queue)
+        found: dict[str, TaskInfo] = {}
+        looked, cursor = 0, None
+        while len(found) < limit:
+            page = self._listing.page(wanted, cursor, limit - len(found))
+            found.update((info.id, info) for info in page.tasks)
+            looked, cursor = looked + page.looked, page.cursor
+            if cursor is None or looked >= 50 * limit:
+                break
+        return list(found.values())
 
-    def _pages(self, status: TaskStatus | None, budget: int) -> Iterator[list[str]]:
+    def page(self, wanted: TaskFilter, cursor: str | None = None, limit: int = 50) -> TaskPage:
+        """A page of at most ``limit`` tasks after ``cursor``: those that run, that are queued, scheduled or waiting, then the ended ones.
+
+        The next come first, of the ended the latest. It looks at about 2,000 tasks at most: where a filter leaves few a page may be short and
+        have a cursor all the same. A task that moves meanwhile may be seen twice. Raises ``OptionError`` for a cursor that is none.
+        """
+        return self._listing.page(wanted, cursor, limit)
+
+    def latency(self) -> Latency:
+        """How long the last 100 tasks that ended took. Two round trips."""
         keys = self._store.keys
-        sources: list[tuple[str, str]] = []
-        if status in (None, TaskStatus.PROCESSING):
-            sources += [("set", keys("held", incarnation)) for incarnation in self._incarnations()]
-        if status in (None, TaskStatus.QUEUED):
-            sources += [("zset", keys("ready", queue)) for queue in self.queues()]
-        if status in (None, TaskStatus.SCHEDULED):
-            sources += [("zset", keys("scheduled", queue)) for queue in self.queues()]
-        if status in (None, TaskStatus.WAITING):
-            sources.append(("zset", keys("waiting")))
-        if status is TaskStatus.FAILED:
-            sources.append(("newest", keys("failed")))
-        elif status is None or status in _ENDED:
-            sources.append(("list", keys("done")))
-        for kind, key in sources:
-            yield from self._read(kind, key, budget)
-
-    def _read(self, kind: str, key: str, budget: int) -> Iterator[list[str]]:
         with self._store.plain() as redis:
-            if kind == "set":
-                members = [member.decode() for member in redis.srandmember(key, min(budget, 10_000)) or []]
-                yield from (members[at : at + _PAGE] for at in range(0, len(members), _PAGE))
-                return
-            for at in range(0, budget, _PAGE):
-                match kind:
-                    case "zset":
-                        page = redis.zrange(key, at, at + _PAGE - 1)
-                    case "newest":
-                        page = redis.zrange(key, at, at + _PAGE - 1, desc=True)
-                    case _:
-                        page = redis.lrange(key, at, at + _PAGE - 1)
-                if not page:
-                    return
-                yield [member.decode() for member in page]
+            pipeline = redis.pipeline(transaction=False)
+            for task_id in redis.lrange(keys("done"), 0, _SAMPLE - 1):
+                pipeline.hmget(keys("task", task_id.decode()), "ts", "tt", "tf", "due")
+            times = [[int(value or 0) for value in values] for values in pipeline.execute()]
+        waits = sorted(started - max(sent, due) for sent, started, _, due in times if sent and started)
+        runs = sorted(ended - started for _, started, ended, _ in times if started and ended)
+        return Latency(n=len(times), wait=_share(waits, 0.5), wait95=_share(waits, 0.95), run=_share(runs, 0.5), run95=_share(runs, 0.95))
+
+    def arguments(self, task_ids: Sequence[str]) -> list[Arguments | None]:
+        """What these were sent with, as it may be shown. None: not known here, or it has succeeded and its message is gone. One round trip."""
+        if not task_ids:
+            return []
+        with self._store.plain() as redis:
+            raws = redis.mget([self._store.keys("message", task_id) for task_id in task_ids])
+        return [None if raw is None else _arguments(message.reread(raw.decode())) for raw in raws]
+
+    def dependents(self, task_id: str, limit: int = 200) -> list[str]:
+        """Ids of tasks that wait for this one, at most so many. Whoever was told of its end is in it no more."""
+        with self._store.plain() as redis:
+            return [one.decode().rpartition(" ")[2] for one in redis.lrange(self._store.keys("dependents", task_id), 0, limit - 1)]
 
     def message(self, task_id: str) -> bytes | None:
         """The message of a task as it was published; None once it has succeeded."""
         with self._store.plain() as redis:
             raw: bytes | None = redis.get(self._store.keys("message", task_id))
         return raw
+
+    def history(self, task_id: str) -> list[AttemptInfo]:
+        """The last ten attempts that did not succeed, the earliest first. Raises ``TaskNotFound``."""
+        with self._store.plain() as redis:
+            raws = redis.lrange(self._store.keys("history", task_id), 0, -1)
+            if not raws and not redis.exists(self._store.keys("task", task_id)):
+                raise TaskNotFound(f"No task {task_id!r} is known")
+        return [_attempt(_json(raw)) for raw in raws]
 
     # --- workers -----------------------------------------------------------------------------
 
@@ -162,8 +173,8 @@ class Inspector:
         with self._store.plain() as redis:
             return sorted(name.decode() for name in redis.smembers(self._store.keys("queues")))
 
-    def stats(self) -> Stats:
-        """The whole namespace as it stands. ``backlog`` is -1 where the broker does not answer."""
+    def stats(self, *, backlog: bool = True) -> Stats:
+        """The whole namespace as it stands. ``backlog`` is -1 where the broker does not answer, or is not asked."""
         queues = self.queues()
         keys = self._store.keys
         with self._store.plain() as redis:
@@ -177,11 +188,11 @@ class Inspector:
             held = sum(redis.scard(keys("held", incarnation)) for incarnation in incarnations)
             holders = [*incarnations, *(name.decode() for name in redis.srandmember(keys("orphans"), 100) or [])]
             outbox = sum(redis.hlen(keys("outbox", holder)) for holder in holders)
-            waiting, dead = redis.zcard(keys("waiting")), redis.llen(keys("dead"))
-        backlog = self._backlog(queues)
+            waiting, dead = redis.zcard(keys("waiting")), redis.zcard(keys("dead"))
+        unread = self._backlog(queues) if backlog else {}
         return Stats(
             queues={
-                queue: _queue(queue, answers[3 * i], answers[3 * i + 1], answers[3 * i + 2], backlog.get(queue, -1))
+                queue: _queue(queue, answers[3 * i], answers[3 * i + 1], answers[3 * i + 2], unread.get(queue, -1))
                 for i, queue in enumerate(queues)
             },
             workers=len(incarnations), processing=held, waiting=waiting, dead=dead, outbox=outbox,
@@ -207,14 +218,6 @@ class Inspector:
             values = pipeline.execute()
         return {(self._config.topic(q), n): int(value) for (q, n), value in zip(wanted, values, strict=True) if value is not None}
 
-    # --- dead letters ------------------------------------------------------------------------
-
-    def dead(self, limit: int = 100) -> list[DeadLetter]:
-        """Dead letters, the latest first; 1,000 are kept at hand, the topic has all of them."""
-        with self._store.plain() as redis:
-            raws = redis.lrange(self._store.keys("dead"), 0, limit - 1)
-        return [events.decode_letter(raw) for raw in raws]
-
 
 def _info(task_id: str, fields: dict[str, str]) -> TaskInfo:
     status = _STATES[fields["s"]]
@@ -225,27 +228,52 @@ def _info(task_id: str, fields: dict[str, str]) -> TaskInfo:
         result=_json(value) if value is not None and status is TaskStatus.SUCCESS else None,
         error=_error(value) if value is not None and status is not TaskStatus.SUCCESS else None,
         attempt=int(fields.get("a", 0)), failures=int(fields.get("f", 0)), deaths=int(fields.get("i", 0)),
+        interruptions=int(fields.get("ir", 0)),
         worker=ids.worker_of(fields["o"]) if "o" in fields else "", priority=int(fields.get("pr", 0)),
+        waits_for=_LIMITS.get(fields.get("pk", ""), ""),
         progress=(int(progress[0]), int(progress[2])) if progress[1] else None,
         sent=_time(fields.get("ts")), due=_time(fields.get("due")) if status is TaskStatus.SCHEDULED else None,
         started=_time(fields.get("tt")), finished=_time(fields.get("tf")) if status.final else None,
     )
 
 
+def _arguments(found: message.Message) -> Arguments:
+    args, kwargs = masking.masked(found.args, found.kwargs, found.headers)
+    return Arguments(
+        args=args, kwargs=kwargs, after=message.named(found.after), inputs=found.inputs, retries=found.retries, timeout=found.timeout, key=found.key,
+    )
+
+
+def _share(ordered: Sequence[int], share: float) -> float | None:
+    """The value below which this share of them lies, in seconds."""
+    return max(0, ordered[min(len(ordered) - 1, int(share * len(ordered)))]) / 1000 if ordered else None
+
+
+def _attempt(fields: dict[str, Any]) -> AttemptInfo:
+    error = fields.get("error")
+    return AttemptInfo(
+        attempt=fields["attempt"], outcome=fields["outcome"], worker=ids.worker_of(fields.get("worker", "")),
+        started=_time(fields.get("started")), finished=_time(fields.get("finished")),
+        error=None if error is None else msgspec.convert(error, ErrorInfo), cause=fields.get("cause", ""),
+    )
+
+
 def _failure(fields: dict[str, Any]) -> WorkerFailure:
-    ran = fields.get("ran")
+    ran, tail = fields.get("ran"), fields.get("tail")
     return WorkerFailure(
         worker=ids.worker_of(fields["incarnation"]), incarnation=fields["incarnation"], at=fields["at"] / 1000,
         cause=fields.get("cause", ""), beat=_time(fields.get("beat")), held=int(fields.get("held", 0)),
-        ran=list(ran) if isinstance(ran, list) else [], host=fields.get("host", ""),
+        ran=ran if isinstance(ran, list) else [], tail=tail if isinstance(tail, list) else [], host=fields.get("host", ""),
     )
 
 
 def _queue(queue: str, ready: int, scheduled: int, raw: dict[bytes, bytes], backlog: int) -> QueueStats:
     fields = {name.decode(): int(value) for name, value in raw.items()}
     return QueueStats(
-        queue=queue, ready=ready, scheduled=scheduled, backlog=backlog, admitted=fields.get("N", 0), succeeded=fields.get("S", 0),
-        failed=fields.get("F", 0), cancelled=fields.get("C", 0), retried=fields.get("R", 0), paused="paused" in fields,
+        queue=queue, ready=ready, parked=fields.get("parked", 0), scheduled=scheduled, backlog=backlog,
+        admitted=fields.get("N", 0), succeeded=fields.get("S", 0),
+        failed=fields.get("F", 0), cancelled=fields.get("C", 0), retried=fields.get("R", 0), handed_back=fields.get("B", 0),
+        paused="paused" in fields,
     )
 
 

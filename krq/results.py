@@ -141,7 +141,8 @@ def value(task_id: str, info: TaskInfo | None) -> Any:
     if info.status is TaskStatus.SUCCESS:
         return info.result
     if info.status is TaskStatus.CANCELLED:
-        raise TaskCancelled(f"Task {task_id} was cancelled")
+        why = f": {info.error.type}: {info.error.message}" if info.error is not None and info.error.type != "CANCELLED" else ""
+        raise TaskCancelled(f"Task {task_id} was cancelled{why}")
     if info.error is None or info.status is not TaskStatus.FAILED:  # run again in the meantime: app.retry
         raise ResultTimeout(f"Task {task_id} is {info}: somebody has run it again")
     raise TaskFailed(task_id, info.error.type, info.error.message, info.error.traceback)

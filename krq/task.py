@@ -7,11 +7,11 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack, cast, overload
 
-from krq import ids
+from krq import containment, ids
 from krq.call import Call, CallOptions, Sender
 from krq.errors import ArgumentError
 from krq.handle import BroadcastHandle, TaskHandle
-from krq.workflow import Signature
+from krq.workflow import Map, Signature
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -28,6 +28,7 @@ class Task(Generic[P, R]):
         self.name = ids.check_task_name(name)
         self.settings = dict(options)
         self.is_coroutine = inspect.iscoroutinefunction(function)
+        self.containment = containment.read(self.name, options, coroutine=self.is_coroutine)
         self._sender = sender
         self._signature = inspect.signature(function)
         self.__doc__ = function.__doc__
@@ -64,9 +65,11 @@ class Task(Generic[P, R]):
     @overload
     def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]: ...
     @overload
-    def s(self: Task[Concatenate[A, Q], Awaitable[T]], *args: Q.args, **kwargs: Q.kwargs) -> Signature[T]: ...
+    def s(  # type: ignore[misc] # of a Task as a Callable alone mypy infers A; it does not see that R may be Awaitable
+        self: Callable[Concatenate[A, Q], Awaitable[T]], *args: Q.args, **kwargs: Q.kwargs
+    ) -> Signature[T, A]: ...
     @overload
-    def s(self: Task[Concatenate[A, Q], R], *args: Q.args, **kwargs: Q.kwargs) -> Signature[R]: ...
+    def s(self: Callable[Concatenate[A, Q], T], *args: Q.args, **kwargs: Q.kwargs) -> Signature[T, A]: ...
     def s(self, *args: Any, **kwargs: Any) -> Any:
         """A call for ``krq.chain`` and ``krq.group``: sent with them, not now."""
         return Signature(self._sender, Call(self.name, args, kwargs, self))
@@ -86,6 +89,25 @@ class Task(Generic[P, R]):
     def broadcast(self, *args: Any, **kwargs: Any) -> Any:
         """Send it to each worker that is alive now: see ``KRQ.broadcast``."""
         return self._sender.broadcast(self.name, args, kwargs)
+
+    # Further arguments need defaults: each call gets the item alone.
+    @overload
+    def map(  # type: ignore[misc]
+        self: Callable[Concatenate[A, Q], Awaitable[T]], items: Iterable[A], chunk: int = ...
+    ) -> Map[T]: ...
+    @overload
+    def map(self: Callable[Concatenate[A, Q], T], items: Iterable[A], chunk: int = ...) -> Map[T]: ...
+    def map(self, items: Iterable[Any], chunk: int = 100) -> Map[Any]:
+        """A group that calls it with each item: see ``Bound.map``."""
+        return Bound(self, {}).map(items, chunk)
+
+    @overload
+    def starmap(self: Task[P, Awaitable[T]], items: Iterable[Sequence[Any]], chunk: int = ...) -> Map[T]: ...
+    @overload
+    def starmap(self, items: Iterable[Sequence[Any]], chunk: int = ...) -> Map[R]: ...
+    def starmap(self, items: Iterable[Sequence[Any]], chunk: int = 100) -> Map[Any]:
+        """The same with a sequence of arguments for each call."""
+        return Bound(self, {}).starmap(items, chunk)
 
     def options(self, **options: Unpack[CallOptions]) -> Bound[P, R]:
         """The same task with options for the calls made through what this returns."""
@@ -132,9 +154,9 @@ class Bound(Generic[P, R]):
     @overload
     def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]: ...
     @overload
-    def s(self: Bound[Concatenate[A, Q], Awaitable[T]], *args: Q.args, **kwargs: Q.kwargs) -> Signature[T]: ...
+    def s(self: Bound[Concatenate[Any, Q], Awaitable[T]], *args: Q.args, **kwargs: Q.kwargs) -> Signature[T]: ...
     @overload
-    def s(self: Bound[Concatenate[A, Q], R], *args: Q.args, **kwargs: Q.kwargs) -> Signature[R]: ...
+    def s(self: Bound[Concatenate[Any, Q], R], *args: Q.args, **kwargs: Q.kwargs) -> Signature[R]: ...
     def s(self, *args: Any, **kwargs: Any) -> Any:
         """As ``Task.s``, with these options."""
         return Signature(self.task._sender, Call(self.task.name, args, kwargs, self.task, self._options))
@@ -146,6 +168,26 @@ class Bound(Generic[P, R]):
     def si(self, *args: Any, **kwargs: Any) -> Any:
         """As ``Task.si``, with these options."""
         return Signature(self.task._sender, Call(self.task.name, args, kwargs, self.task, self._options), immutable=True)
+
+    @overload
+    def map(self: Bound[P, Awaitable[T]], items: Iterable[Any], chunk: int = ...) -> Map[T]: ...
+    @overload
+    def map(self, items: Iterable[Any], chunk: int = ...) -> Map[R]: ...
+    def map(self, items: Iterable[Any], chunk: int = 100) -> Map[Any]:
+        """A group that calls it with each item, ``chunk`` items to a task. ``.send().result()`` is the list of all results, in order.
+
+        A chunk is one task: it is retried as a whole, one failure ends it, and ``timeout`` is for all of it. Raises ``ArgumentError``
+        for an item that does not fit, and ``OptionError``.
+        """
+        return Map(self.task._sender, Call(self.task.name, [], {}, self.task, self._options, "item"), items, chunk)
+
+    @overload
+    def starmap(self: Bound[P, Awaitable[T]], items: Iterable[Sequence[Any]], chunk: int = ...) -> Map[T]: ...
+    @overload
+    def starmap(self, items: Iterable[Sequence[Any]], chunk: int = ...) -> Map[R]: ...
+    def starmap(self, items: Iterable[Sequence[Any]], chunk: int = 100) -> Map[Any]:
+        """The same with a sequence of arguments for each call."""
+        return Map(self.task._sender, Call(self.task.name, [], {}, self.task, self._options, "args"), items, chunk)
 
     def broadcast(self, *args: P.args, **kwargs: P.kwargs) -> BroadcastHandle[R]:
         """As ``Task.broadcast``, with these options."""

@@ -9,7 +9,7 @@ from krq import brokers, logs
 from krq.config import Config, mask
 from krq.errors import KRQError, OptionError, WorkerInitializationError
 from krq.store.client import Store
-from krq.worker.child import Spec
+from krq.worker.spec import Spec
 from krq.worker.supervisor import Supervisor
 
 log = logging.getLogger("krq.worker")

@@ -50,6 +50,20 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
 
 
 @pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
+    """A server that loses nothing, for one test to stop, start and fill."""
+    with ValkeyServer(tmp_path / "valkey", fsync="always") as server:
+        yield server
+
+
+@pytest.fixture
+def own_kafka(tmp_path: Path) -> Iterator[KafkaServer]:
+    """A broker for one test to stop and start."""
+    with KafkaServer(tmp_path / "kafka") as server:
+        yield server
+
+
+@pytest.fixture
 def namespace() -> str:
     """A namespace that no other test has."""
     return f"t{os.urandom(5).hex()}"

@@ -59,11 +59,12 @@ class Shard:
     def mark(self, start: int | bool = False, caught_up: bool = False, tid: str = "tid", partition: int = 0) -> Any:
         return self.ok(Script.MARK, [["default", partition, tid, start, caught_up]])[0]
 
-    def register(self, inc: str = "w", names: Sequence[str] = ("*",)) -> None:
-        self.ok(Script.REGISTER, inc, ["worker", inc, "started", 1], list(names), ["default"])
+    def register(self, inc: str = "w", names: Sequence[str] = ("*",), limits: Sequence[tuple[str, str | bool]] = ()) -> None:
+        self.ok(Script.REGISTER, inc, ["worker", inc, "started", 1], list(names), ["default"], limits)
 
     def record(self, i: str, offset: int | None = None, **more: Any) -> list[Any]:
-        """A record; ``more``: name, raw, priority, due, expires, after, inputs, sent, generation, queue, partition."""
+        """A record; ``more``: name, raw, priority, due, expires, after, inputs, sent, generation, queue, partition, flow,
+        key, unique."""
         if offset is None:
             offset, self.offset = self.offset, self.offset + 1
         raw = more.get("raw", f'{{"task":"add","task-id":"{i}"}}')
@@ -71,6 +72,7 @@ class Shard:
             i, more.get("name", "add"), more.get("queue", "default"), more.get("partition", 0), offset, raw, zlib.crc32(raw.encode()),
             more.get("priority", 0), more.get("due", 0), more.get("expires", 0), list(more.get("after", ())), more.get("inputs", 0),
             more.get("sent", now_ms()), more.get("generation", 0), True, more.get("inbox", False),
+            more.get("flow", [0, False, False] if more.get("after") else False), more.get("key", False), more.get("unique", False),
         ]  # fmt: skip
 
     def admit(self, *records: Sequence[Any], window: int = 10_000, window_bytes: int = 1 << 26, when: int | None = None) -> Answer:
@@ -113,8 +115,8 @@ class Shard:
             assert self.settle(i, inc=inc) == 1
             self.logged(i, holder=inc)
 
-    def recover(self, inc: str = "w", counter: int | bool = False, started: Sequence[str] | bool = (), max_deaths: int = 3) -> Answer:
-        return self.run(Script.RECOVER, inc, counter, started, "killed", max_deaths)
+    def recover(self, inc: str = "w", counter: int | bool = False, started: Sequence[str] | bool = (), suspects: Sequence[str] = ()) -> Answer:
+        return self.run(Script.RECOVER, inc, counter, started, "killed", 3, suspects, [])
 
     # --- plain reads -------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ class Record(NamedTuple):
     sent: int
     generation: int
     ordered: bool = True
+    inbox: Any = False
+    flow: Any = False
 
     @property
     def part(self) -> str:
@@ -49,6 +51,9 @@ class Task:
     failures: int = 0
     deaths: int = 0
     orphaned: int = 0
+    interrupted: int = 0
+    suspect: int | None = None
+    """1 of a death, 0 of lost leases: runs alone"""
     generation: int = 0
     owner: str | None = None
     holder: str | None = None
@@ -56,8 +61,18 @@ class Task:
     after: tuple[str, ...] = ()
     cancelled: bool = False
     value: str | None = None
+    was: str = ""
+    """how the generation before ended"""
     arrival: int = 0
     message: bool = True
+
+    @property
+    def policy(self) -> Any:
+        return self.record.flow[0] if self.record.flow else 0
+
+    @property
+    def needs(self) -> dict[str, int]:
+        return self.record.flow[2] or {} if self.record.flow else {}
 
     @property
     def score(self) -> tuple[int, str]:
@@ -148,12 +163,13 @@ class Model:
     def _tell(self) -> None:
         while self._ended:
             on, succeeded = self._ended.pop()
-            for dependent in self.dependents.pop(on, []):
+            for entry in self.dependents.pop(on, []):
+                generation, _, dependent = entry[1:].partition(" ") if entry.startswith("\1") else (0, "", entry)
                 task = self.tasks.get(dependent)
-                if task is None or task.state != "w":
+                if task is None or task.state != "w" or task.generation != int(generation):
                     continue
-                task.open -= succeeded
-                if not succeeded:
+                task.open -= succeeded or task.policy == "c"
+                if not succeeded and task.policy != "c":
                     self._end_here(task, "F", "DEPENDENCY_FAILED")
                 elif not task.open and task.record.due:
                     self._schedule(task, True)
@@ -221,7 +237,7 @@ class Model:
         places = (before.places or set()) if before else set()
         task = Task(record, "q", places | {f"{record.part}:{record.offset}"}, generation=record.generation)
         if before:
-            task.attempt, task.value = before.attempt, before.value
+            task.attempt, task.value, task.was, task.suspect = before.attempt, before.value, before.state, before.suspect
         self.tasks[record.id] = task
         self._count(record.queue, "N")
         marker = self.markers.pop(record.id, None)
@@ -232,10 +248,11 @@ class Model:
         task.after, failed = record.after, False
         for on in record.after:
             state = self.tasks[on].state if on in self.tasks else ""
-            if state in ("F", "C") or on == record.id:
+            again = task.needs.get(on, 0) > (self.tasks[on].generation if on in self.tasks else 0)
+            if on == record.id or (state in ("F", "C") and not again and task.policy != "c"):
                 failed = True
-            elif state != "S":
-                self.dependents.setdefault(on, []).append(record.id)
+            elif again or state not in FINAL:
+                self.dependents.setdefault(on, []).append(f"\1{record.generation} {record.id}" if record.generation else record.id)
                 task.open += 1
         if failed:
             self._end_here(task, "F", "DEPENDENCY_FAILED")
@@ -292,10 +309,17 @@ class Model:
 
     def _handed(self, i: str, attempt: int, known: bool) -> Any:
         task = self.tasks[i]
-        values = [(self.tasks[on].value if on in self.tasks else None) or "null" for on in task.after]
+        values = [self._given(on) for on in task.after]
         inputs = [task.record.inputs, values] if task.record.inputs else False
-        deaths = task.deaths + task.orphaned // 2
-        return [i, attempt, task.failures, deaths, task.record.raw, task.record.sent, task.record.queue, inputs, known]
+        alone = task.suspect is not None
+        return [i, attempt, task.failures, task.deaths, task.record.raw, task.record.sent, task.record.queue, inputs, known, alone]
+
+    def _given(self, on: str) -> str:
+        task = self.tasks.get(on)
+        if task is None:
+            return "null"
+        bad = task.state if task.state in FINAL else task.was
+        return (f"!{bad}" if bad in ("F", "C") else "") + (task.value or "null")
 
     def settle(self, inc: str, items: Sequence[Sequence[Any]]) -> Any:
         if inc not in self.workers:
@@ -315,11 +339,27 @@ class Model:
                 task.failures, task.value = task.failures + 1, value
                 self._count(task.record.queue, "R")
                 self._schedule(task, bool(delay) and not task.cancelled)
+            elif kind == "D":
+                self._died(task, delay)
             else:
                 task.message = kind != "S"
                 self._end(task, kind, value)
         self._tell()
         return ["OK", answers]
+
+    def _died(self, task: Task, most: int) -> None:
+        task.deaths += 2 if not task.deaths and task.suspect == 1 else 1
+        task.suspect = task.suspect or 0
+        task.interrupted += 1
+        self._over(task, task.deaths >= most)
+
+    def _over(self, task: Task, poison: bool) -> None:
+        if task.cancelled:
+            self._end_here(task, "C", "CANCELLED")
+        elif poison:
+            self._end_here(task, "F", "POISON")
+        else:
+            self._hand_back(task)
 
     def release(self, inc: str, items: Sequence[tuple[str, int]]) -> Any:
         mine = [i for i, attempt in items if i in self.held(inc) and attempt == self.tasks[i].attempt]
@@ -339,21 +379,29 @@ class Model:
                 task.places = None
         return ["OK", sorted(complete)]
 
-    def recover(self, inc: str, started: Sequence[str] | None, max_deaths: int) -> Any:
+    def recover(self, inc: str, started: Sequence[str] | None, max_deaths: int, suspects: Sequence[str] = (), orderly: bool = False) -> Any:
         self.workers.pop(inc, None)
         held = self.held(inc)
         for i in held:
             task = self.tasks[i]
-            task.deaths += started is not None and i in started
-            task.orphaned += started is None
-            if task.cancelled:
-                self._end_here(task, "C", "CANCELLED")
-            elif task.deaths + task.orphaned // 2 >= max_deaths:
-                self._end_here(task, "F", "POISON")
-            else:
-                self._hand_back(task)
+            task.interrupted += started is not None and i in started
+            poison = started is None and self._orphan(task, max_deaths)
+            if i in suspects:
+                task.suspect = 1
+            if orderly:
+                self._count(task.record.queue, "B")
+            self._over(task, poison)
         self._tell()
         return ["OK", 0, len(held)]
+
+    def _orphan(self, task: Task, max_deaths: int) -> bool:
+        task.orphaned += 1
+        if task.suspect is not None:
+            task.deaths += 1
+            return task.deaths >= max_deaths
+        if task.orphaned >= 2:
+            task.suspect = 0
+        return False
 
     # --- administration ----------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from krq.store.client import Store
 from krq.store.keys import TABLE
 
 #: fields of a task that hold a time or the like, which the model does not know
-UNTOLD = frozenset({"n", "q", "ts", "h", "tt", "tf", "un", "due", "x", "in", "pr", "wa", "pg", "r", "e"})
+UNTOLD = frozenset({"of", "wf", "nd", "vs", "n", "q", "ts", "h", "tt", "tf", "un", "due", "x", "in", "pr", "wa", "pg", "r", "e"})
 #: fields that may be longer than 64 bytes (prelude.lua): positions of a task that was published many times, and names users choose
 LONG = frozenset({"p", "n", "q"})
 
@@ -87,7 +87,7 @@ def told(found: dict[str, Any]) -> dict[str, Any]:
         "marks": {part: int(mark["next"]) for part, mark in of(found, "mark").items()},
         "queues": {queue: _counters(fields) for queue, fields in of(found, "queue").items() if _counters(fields)},
         "beats": set(found.get("beats", {})),
-        "workers": {inc: {k: int(f[k]) for k in "SFCR" if k in f} for inc, f in of(found, "worker").items()},
+        "workers": {inc: {k: int(f[k]) for k in "SFCRD" if k in f} for inc, f in of(found, "worker").items()},
     }
 
 
@@ -101,7 +101,7 @@ def _fields(fields: dict[str, str]) -> dict[str, str]:
 
 
 def _counters(fields: dict[str, str]) -> dict[str, int]:
-    return {name: int(value) for name, value in fields.items() if name in ("N", "S", "F", "C", "R", "bytes", "paused") and int(value)}
+    return {name: int(value) for name, value in fields.items() if name in ("N", "S", "F", "C", "R", "B", "bytes", "paused") and int(value)}
 
 
 def expected(model: Model) -> dict[str, Any]:
@@ -145,6 +145,8 @@ def _of(model: Model, i: str, task: Task) -> dict[str, str]:
         "f": str(task.failures or ""),
         "i": str(task.deaths or ""),
         "or": str(task.orphaned or ""),
+        "ir": str(task.interrupted or ""),
+        "su": "" if task.suspect is None else str(task.suspect),
         "g": str(task.generation or ""),
         "o": task.owner or "",
         "c": "1" if task.cancelled else "",

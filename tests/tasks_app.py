@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import sys
 import time
@@ -139,6 +140,14 @@ def waits(path: str, seconds: float = 30.0) -> str:
 
 
 @app.task
+def hogs(path: str, seconds: int) -> int:
+    """Holds the interpreter: no other thread of its process runs meanwhile."""
+    note(path, "S", krq.current().id)
+    ctypes.PyDLL(None).sleep(seconds)
+    return krq.current().attempt
+
+
+@app.task
 async def sleeps(path: str, seconds: float = 30.0) -> str:
     note(path, "S", krq.current().id)
     try:
@@ -155,6 +164,26 @@ def dies(path: str, until: str = "") -> str:
     if not until or not Path(until).exists():
         os._exit(9)
     return "alive"
+
+
+@app.task
+def passes(path: str, name: str, opened: str) -> str:
+    """Fails until a file exists."""
+    note(path, "S", name)
+    if not Path(opened).exists():
+        raise RuntimeError("closed")
+    note(path, "F", name)
+    return name
+
+
+@app.task
+def tells(values: object) -> object:
+    """What it was given, with errors as lists."""
+    if isinstance(values, list):
+        return [tells(value) for value in values]
+    if isinstance(values, krq.TaskError):
+        return [values.id, values.type, values.message, values.cancelled]
+    return values
 
 
 @app.task

@@ -64,8 +64,9 @@ def test_malformed_records_become_dead_letters_and_the_worker_goes_on(app: krq.K
     found = {base64.b64decode(d.value) if d.base64 else d.value.encode(): d for d in app.dead_letters()}
     assert set(found) == set(MALFORMED)
     assert all(letter.code == "MESSAGE_INVALID" and letter.reason and letter.queue == "default" for letter in found.values())
+    until(lambda: len(app._clients.broker.read(app.config.dead_topic, 100)) == len(MALFORMED), "all are published")
     in_topic = [events.decode_letter(record.value) for _, record in app._clients.broker.read(app.config.dead_topic, 100)]
-    assert len(in_topic) == len(MALFORMED)
+    assert {(one.ref, one.code) for one in in_topic} == {(one.ref, one.code) for one in found.values()}
     assert worker.process.poll() is None
     until(lambda: app._clients.broker.lag([topic], app.config.group_id)[topic] == 0, "nothing is left incomplete")
 

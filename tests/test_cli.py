@@ -62,7 +62,7 @@ def world(folder: Path, valkey: ValkeyServer) -> Iterator[World]:
                 until(lambda name=name: app.status(ids[name]).progress)
             ids["queued"] = app.handle(app.send_task("add", [1], queue="unserved"))
             app._clients.broker.publish([Outgoing(app.config.topic("default"), b'{"task": ')], 5.0)
-            until(app.dead_letters)
+            until(lambda: len(app.dead_letters()) == 2)
             yield World(shell, {name: handle.id for name, handle in ids.items()})
         finally:
             (folder / "gate").unlink()
@@ -91,7 +91,7 @@ def test_stats(world: World) -> None:
     assert head.split() == ["QUEUE", "READY", "SCHEDULED", "BACKLOG", "SUCCEEDED", "FAILED", "CANCELLED", "RETRIED"]
     assert default.split() == ["default", "0", "2", "0", "2", "1", "0", "1"]
     assert unserved.split()[:3] == ["unserved", "1", "0"]
-    assert summary == "1 worker, 2 processing, 0 waiting for others, 1 dead letter"
+    assert summary == "1 worker, 2 processing, 0 waiting for others, 2 dead letters"
     found = world.shell.json("stats")
     assert found["queues"]["unserved"]["ready"] == 1
     assert found["processing"] == 2
@@ -156,9 +156,8 @@ def test_task(world: World) -> None:
 
 
 def test_dead_letters_and_failures(world: World) -> None:
-    (row,) = rows(world.shell.ok("dead"))
-    assert row[1] == "MESSAGE_INVALID"
-    assert row[4] == "default"
+    invalid, failed = rows(world.shell.ok("dead"))
+    assert (invalid[1], invalid[4], failed[1], failed[3]) == ("MESSAGE_INVALID", "default", "ValueError", world.ids["boom"])
     assert world.shell.json("dead")[0]["value"] == '{"task": '
     (row,) = rows(world.shell.ok("failures"))
     assert row[1] == "w1"

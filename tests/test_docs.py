@@ -143,6 +143,9 @@ def test_commands_and_their_options_exist(path: Path) -> None:
             continue
         command = root.commands.get(name)
         assert command is not None, f"krq {name}"
+        if isinstance(command, click.Group) and len(words) > 1 and not words[1].startswith("-"):
+            assert words[1] in command.commands, f"krq {' '.join(words)}"
+            command = command.commands[words[1]]
         known = {option for parameter in command.params if isinstance(parameter, click.Option) for option in parameter.opts}
         for word in words[1:]:
             if word.startswith("-"):

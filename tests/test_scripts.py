@@ -17,7 +17,7 @@ from krq.store.scripts import Script, source
 def test_d9_scripts_use_the_keys_of_the_table_and_no_others() -> None:
     for script in Script:
         text = files("krq.store").joinpath(f"lua/{script}.lua").read_text("utf-8")
-        text += files("krq.store").joinpath("lua/prelude.lua").read_text("utf-8")
+        text += "".join(files("krq.store").joinpath(f"lua/{shared}.lua").read_text("utf-8") for shared in ("prelude", "edges"))
         used = set(re.findall(r"\bK\.(\w+)(\(?)", text))
         for name, opened in used:
             assert name in keys.TABLE, (script, name)
@@ -30,11 +30,15 @@ def test_d9_lua_and_python_make_the_same_keys(shard: Shard) -> None:
     assert [key.decode() for key in made] == [shard.keys(n, "x" if s.endswith(":") else "") for n, s in keys.TABLE.items()]
 
 
+#: scripts that only enter something: where memory is short they are refused, and nothing is lost
+ADDING = {Script.ADMIT, Script.PROGRESS, Script.STEP, Script.SCHEDULE}
+
+
 def test_d7_each_script_says_its_arguments_reply_and_repetition() -> None:
     for script in Script:
         text = files("krq.store").joinpath(f"lua/{script}.lua").read_text("utf-8")
         assert all(word in text for word in ("ARGV[2] {", "-- Reply", "-- May be repeated")), script
-        flags = "#!lua flags=allow-oom\n" if script not in (Script.ADMIT, Script.PROGRESS) else "#!lua\n"
+        flags = "#!lua flags=allow-oom\n" if script not in ADDING else "#!lua\n"
         assert source(script).text.startswith(flags), script
 
 
@@ -103,27 +107,44 @@ def test_d4_p18_recover_compares_the_beat_that_was_observed(shard: Shard) -> Non
     assert shard.recover(counter=seen + 1, started=False).values == [0, 1]
 
 
-def test_d5_p14_only_taking_raises_the_attempt_and_only_started_tasks_count_a_death(shard: Shard) -> None:
+def test_d5_p14_only_taking_raises_the_attempt_and_only_started_tasks_are_interrupted(shard: Shard) -> None:
     shard.add("ran", "idle")
     shard.take()
     shard.ok(Script.RELEASE, "w", [["ran", 1], ["idle", 1]])
     assert sorted(shard.taken()) == [("idle", 2), ("ran", 2)]
     shard.recover(started=["ran"])
-    assert (shard.task("ran")["i"], shard.task("ran")["a"]) == ("1", "2")
-    assert "i" not in shard.task("idle")
+    assert (shard.task("ran")["ir"], shard.task("ran")["a"]) == ("1", "2")
+    assert not {"ir", "i", "su"} & shard.task("idle").keys()
     shard.register("x")
-    assert {task[0]: task[1:4] for task in shard.take(inc="x", number=1).values[0]} == {"ran": [3, 0, 1], "idle": [3, 0, 0]}
+    assert {task[0]: task[1:4] for task in shard.take(inc="x", number=1).values[0]} == {"ran": [3, 0, 0], "idle": [3, 0, 0]}
 
 
-def test_d5_p14_an_unreported_lease_end_counts_half_a_death_and_the_third_death_ends_it(shard: Shard) -> None:
+def test_p7_who_ran_at_a_death_runs_alone_and_only_who_dies_alone_is_to_blame(shard: Shard) -> None:
+    shard.add("killer", "neighbour")
+    shard.take()
+    shard.recover(started=["killer", "neighbour"], suspects=["killer", "neighbour"])
+    shard.register("x")
+    given = {task[0]: (task[3], task[9]) for task in shard.take(inc="x", number=1).values[0]}
+    assert given == {"killer": (0, True), "neighbour": (0, True)}
+    assert shard.ok(Script.SETTLE, "x", [["neighbour", 2, "S", "1", "{}", 0], ["killer", 2, "D", "killed by SIGSEGV", "{}", 3]]) == [1, 1]
+    assert (shard.state("killer"), shard.task("killer")["i"], shard.task("killer")["ir"]) == ("q", "2", "2")
+    assert (shard.state("neighbour"), shard.task("neighbour").get("i")) == ("S", None)
+    assert shard.take(inc="x", number=2).values[0][0][1:4] == [3, 0, 2]
+    assert shard.ok(Script.SETTLE, "x", [["killer", 3, "D", "killed by SIGSEGV", "{}", 3]]) == [1]
+    assert (shard.state("killer"), shard.error("killer")["type"]) == ("F", "POISON")
+    assert shard.error("killer")["message"] == "its process died 3 times while it ran; last: killed by SIGSEGV"
+    assert shard.outbox("~") == {"killer:3"}
+
+
+def test_d5_p14_after_two_unreported_lease_ends_it_runs_alone_and_then_they_are_deaths(shard: Shard) -> None:
     shard.add("a")
-    for n, deaths in enumerate([0, 0, 1, 1, 2, 2]):
+    for n, (deaths, alone) in enumerate([(0, False), (0, False), (0, True), (1, True), (2, True)]):
         shard.register(f"x{n}")
         task = shard.take(inc=f"x{n}", number=1).values[0][0]
-        assert (task[1], task[3]) == (n + 1, deaths)
+        assert (task[1], task[3], task[9]) == (n + 1, deaths, alone)
         shard.recover(f"x{n}", started=False)
     assert (shard.state("a"), shard.error("a")["type"]) == ("F", "POISON")
-    assert shard.outbox("~") == {"a:6"}
+    assert shard.outbox("~") == {"a:5"}
 
 
 def test_d5_a_cancelled_task_ends_at_its_recovery_and_at_its_next_take(shard: Shard) -> None:

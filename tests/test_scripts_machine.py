@@ -126,8 +126,10 @@ class Scripts(RuleBasedStateMachine):
         after = tuple(self.some(IDS, 2)) if self.chance(0.3) else ()
         due, expires, now = FAR * self.chance(0.15), 1 * self.chance(0.1), int(time.time() * 1000)
         priority, generation = self.rng.choice([-1, 0, 0, 0, 1]), self.rng.choice([0, 0, 0, 1, 2])
+        flow = [self.rng.choice([0, 0, "c"]), False, {on: 1 for on in after if self.chance(0.2)} or False] if after else False
         record = Record(
-            i, name, queue, part[1], len(self.log[part]), raw, len(raw), priority, due, expires, after, inputs, now, generation
+            i, name, queue, part[1], len(self.log[part]), raw, len(raw), priority, due, expires, after, inputs, now, generation,
+            True, False, flow,
         )  # fmt: skip
         self.log[part].append(record)
         if self.chance(0.5):
@@ -182,8 +184,9 @@ class Scripts(RuleBasedStateMachine):
         items = []
         for i in self.some(self.model.held(inc) if self.chance(0.9) else self.model.tasks, 3):
             attempt = self.model.tasks[i].attempt - self.chance(0.1)
-            kind, value = self.rng.choice("SSSFCR"), self.rng.choice(["3", LONG_VALUE])
-            items.append([i, attempt, kind, value, json.dumps({"id": i}), 3_600_000 * self.chance(0.5)])
+            kind, value = self.rng.choice("SSSFCRD"), self.rng.choice(["3", LONG_VALUE])
+            delay = 2 if kind == "D" else 3_600_000 * self.chance(0.5)
+            items.append([i, attempt, kind, value, json.dumps({"id": i}), delay])
         self.again(self.make_settle, inc, items)
 
     def make_settle(self, inc: str, items: list[list[Any]]) -> None:
@@ -199,10 +202,12 @@ class Scripts(RuleBasedStateMachine):
 
     def recover(self) -> None:
         inc = self.worker(busy=True)
-        self.again(self.make_recover, inc, self.some(IDS, 4) if self.chance(0.6) else None, self.rng.choice(["", "killed"]))
+        ran = self.some(IDS, 4) if self.chance(0.6) else None
+        self.again(self.make_recover, inc, ran, self.some(ran, 2) if ran else [], self.rng.choice(["", "killed"]))
 
-    def make_recover(self, inc: str, ran: list[str] | None, cause: str) -> None:
-        assert self.call(Script.RECOVER, inc, False, ran is not None and ran, cause, 2) == self.model.recover(inc, ran, 2)
+    def make_recover(self, inc: str, ran: list[str] | None, suspects: list[str], cause: str) -> None:
+        told = self.call(Script.RECOVER, inc, False, ran is not None and ran, cause, 2, suspects, [])
+        assert told == self.model.recover(inc, ran, 2, suspects, cause == "")
 
     def log_entries(self) -> None:
         """In any order."""

@@ -16,8 +16,9 @@ from harness import Servers, Worker, running, until
 
 import krq
 from krq import TaskStatus, errors
-from krq.hooks import Attempt
+from krq.hooks import Attempt, find
 from krq.message import Message
+from krq.modules.retries import Retries
 from krq.outcome import Failed, Outcome, RetryAt
 
 
@@ -94,8 +95,8 @@ def test_a_module_sees_and_decides(servers: Servers) -> None:
 
 
 def test_retries_follow_the_call_before_the_task() -> None:
-    retries = krq.KRQ().modules[0]
     app = krq.KRQ()
+    retries = find(app.modules, Retries)
     task = app.task(retries=1, backoff=krq.Backoff(first=7, jitter=0))(_nothing)
 
     def decide(message: Message, failures: int) -> Outcome:

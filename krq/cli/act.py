@@ -21,15 +21,28 @@ yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 
 
 @click.command(short_help="End tasks that have not started, stop those that run.")
-@ids_argument
+@click.argument("task_ids", metavar="[ID...]", nargs=-1)
+@click.option("--name", metavar="TASK", help="All tasks of this name.")
+@click.option("--queue", metavar="QUEUE", help="All tasks of this queue.")
+@click.option("--key", metavar="KEY", help="All tasks of this key.")
+@yes_option
 @connected
-def cancel(app: KRQ, task_ids: tuple[str, ...]) -> int:
+def cancel(app: KRQ, task_ids: tuple[str, ...], name: str | None, queue: str | None, key: str | None, yes: bool) -> int:
     """End tasks that have not started, tell running ones to stop. One that has ended already stays as it is.
+
+    With --name, --queue or --key: all that meet what is given. What stands in the backlog alone, behind a full window, is not reached.
 
     \b
     Example:
       krq cancel 019a2b3c4d5e0123456789abcdef
+      krq cancel --name mail --key customer-7 --yes
     """
+    given = {option: value for option, value in (("name", name), ("queue", queue), ("key", key)) if value is not None}
+    if bool(task_ids) == bool(given):
+        raise click.UsageError("Give ids, or --name, --queue and --key.")
+    if given:
+        meant = " and ".join(f"{option} {value}" for option, value in given.items())
+        return _drop(f"Cancel all tasks of {meant}?", lambda: app.cancel_many(**given), yes, "cancelled")
 
     def one(task_id: str) -> str:
         if not app.cancel(task_id):
@@ -141,19 +154,19 @@ def _queues(app: KRQ) -> dict[str, QueueStats]:
 
 
 def _contents(queues: list[QueueStats]) -> str:
-    ready, scheduled = sum(queue.ready for queue in queues), sum(queue.scheduled for queue in queues)
+    ready, scheduled = sum(queue.ready + queue.parked for queue in queues), sum(queue.scheduled for queue in queues)
     backlog = sum(max(0, queue.backlog) for queue in queues)
     return f"{text.count(ready, 'ready task')}, {scheduled:,} scheduled and {backlog:,} in the backlog"
 
 
-def _drop(question: str, act: Callable[[], int], yes: bool) -> int:
+def _drop(question: str, act: Callable[[], int], yes: bool, done: str = "dropped") -> int:
     if not yes:
         if not sys.stdin.isatty():
-            raise click.UsageError("This drops tasks for good, and there is no terminal to ask: give --yes.")
+            raise click.UsageError(f"Tasks would be {done} for good, and there is no terminal to ask: give --yes.")
         if not click.confirm(question):
-            click.echo("Nothing was dropped.")
+            click.echo(f"Nothing was {done}.")
             return 1
-    click.echo(f"{text.count(act(), 'task')} dropped.")
+    click.echo(f"{text.count(act(), 'task')} {done}.")
     return 0
 
 

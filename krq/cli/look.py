@@ -13,7 +13,7 @@ from krq.cli import text
 from krq.cli.target import connected
 from krq.config import mask
 from krq.core import KRQ
-from krq.info import QueueStats, Stats, TaskInfo
+from krq.info import Arguments, QueueStats, Stats, TaskInfo
 from krq.states import TaskStatus
 
 NUMBERS = ("READY", "SCHEDULED", "BACKLOG", "SUCCEEDED", "FAILED", "CANCELLED", "RETRIED")
@@ -27,7 +27,8 @@ name_option = click.option("--name", metavar="TASK", help="Only tasks of this na
 def stats(app: KRQ, as_json: bool) -> None:
     """Numbers of each queue and of all.
 
-    READY waits for a worker, SCHEDULED for its time, BACKLOG in the log ("?": the broker does not answer).
+    READY waits for a worker, SCHEDULED for its time, BACKLOG in the log ("?": the broker does not answer);
+    what is parked waits for a limit of its task.
 
     \b
     Example:
@@ -48,7 +49,8 @@ def stats(app: KRQ, as_json: bool) -> None:
 
 def _queue_row(queue: QueueStats) -> list[Any]:
     backlog = "?" if queue.backlog < 0 else queue.backlog
-    paused = text.Styled("paused", "yellow") if queue.paused else text.Styled(" ", None)
+    notes = ["paused"] * queue.paused + [f"{queue.parked:,} parked"] * (queue.parked > 0)
+    paused = text.Styled(", ".join(notes), "yellow") if notes else text.Styled(" ", None)
     return [queue.queue, queue.ready, queue.scheduled, backlog, queue.succeeded, queue.failed, queue.cancelled, queue.retried, paused]
 
 
@@ -187,41 +189,28 @@ def _more(found: Sequence[Any], limit: int) -> None:
         click.echo(f"There may be more than these {limit}: see --limit.", err=True)
 
 
-@click.command(short_help="Dead letters: what could not be run, and why.")
-@text.limit_option
-@text.json_option
-@connected
-def dead(app: KRQ, limit: int, as_json: bool) -> None:
-    """Dead letters: messages that could not be run, and why; the latest first. --json has the original bytes, too.
-
-    \b
-    Example:
-      krq dead --json | jq -r '.[0].value'
-    """
-    found = app.dead_letters(limit)
-    if _empty_or_json(found, as_json, "There are no dead letters."):
-        return
-    rows = [[text.ago(one.at / 1000), one.code, one.name, one.id, one.queue, f"{one.partition}/{one.offset}", one.reason] for one in found]
-    text.print_table(("WHEN", "CODE", "TASK", "ID", "QUEUE", "PLACE", "REASON"), rows)
-    _more(found, limit)
-
-
 @click.command(short_help="Workers that died, the latest first.")
 @text.limit_option
 @text.json_option
+@click.option("--log", "-v", "with_log", is_flag=True, help="Also the last lines of each one's log.")
 @connected
-def failures(app: KRQ, limit: int, as_json: bool) -> None:
+def failures(app: KRQ, limit: int, as_json: bool, with_log: bool) -> None:
     """Workers that ended without being asked to, the latest first; HELD tasks were given to others.
 
     \b
-    Example:
+    Examples:
       krq failures
+      krq failures -n 1 --log
     """
     found = app.failures(limit)
     if _empty_or_json(found, as_json, "No worker has died."):
         return
-    rows = [[text.ago(one.at), one.worker, one.host, one.cause, one.held, ", ".join(one.ran)] for one in found]
-    text.print_table(("WHEN", "WORKER", "HOST", "CAUSE", "HELD", "WAS RUNNING"), rows, right=("HELD",))
+    rows = [[text.ago(one.at), one.worker, one.host, one.cause, text.ago(one.beat), one.held, ", ".join(one.ran)] for one in found]
+    text.print_table(("WHEN", "WORKER", "HOST", "CAUSE", "LAST BEAT", "HELD", "WAS RUNNING"), rows, right=("HELD",))
+    for one in found if with_log else ():
+        click.echo(f"\n{one.worker}, {text.clock(one.at)}: {one.cause}")
+        for line in one.tail or ["(nobody kept its log)"]:
+            click.echo(f"  {text.cell(line).text}")
     _more(found, limit)
 
 
@@ -237,22 +226,33 @@ def task(app: KRQ, task_id: str, as_json: bool) -> None:
       krq task 019a2b3c4d5e0123456789abcdef
     """
     one = app.status(task_id)
+    attempts, given = app.history(task_id), app.arguments(task_id)
     if as_json:
-        text.print_json(one)
+        text.print_json({**msgspec.structs.asdict(one), "arguments": given, "history": attempts})
         return
     for label, value in _details(one):
         if value:
             click.echo(f"{label:<10}{value}")
+    if given is not None and (given.args or given.kwargs):
+        click.echo(f"{'Arguments':<10}{text.cell(_arguments(given)).text}")
+    text.print_attempts(attempts)
     if one.error is not None and one.error.traceback:
         click.echo("\n" + text.printable(one.error.traceback.rstrip()))
+
+
+def _arguments(given: Arguments) -> str:
+    """As in a call: ``1, "a", y=2``."""
+    parts = [msgspec.json.encode(value).decode() for value in given.args]
+    return ", ".join([*parts, *(f"{name}={msgspec.json.encode(value).decode()}" for name, value in given.kwargs.items())])
 
 
 def _details(one: TaskInfo) -> list[tuple[str, str]]:
     took = text.between(one.started, one.finished)
     attempts = f"{one.attempt}" + (f", {text.count(one.failures, 'failure')}" if one.failures else "")
-    attempts += f", {text.count(one.deaths, 'death')} of its worker" if one.deaths else ""
+    attempts += f", {text.count(one.deaths, 'death')} of its process" if one.deaths else ""
+    attempts += f", {text.count(one.interruptions, 'interruption')}" if one.interruptions else ""
     return [
-        ("ID", one.id), ("Task", text.cell(one.name).text), ("Status", text.status(one.status)),
+        ("ID", one.id), ("Task", text.cell(one.name).text), ("Status", text.status(one.status)), ("Waits for", one.waits_for),
         ("Result", msgspec.json.encode(one.result).decode() if one.status is TaskStatus.SUCCESS else ""),
         ("Error", text.cell(_error(one)).text if one.error else ""),
         ("Progress", f"{one.progress[0]}/{one.progress[1]}" if one.progress else ""),
@@ -264,4 +264,4 @@ def _details(one: TaskInfo) -> list[tuple[str, str]]:
     ]
 
 
-COMMANDS: tuple[click.Command, ...] = (stats, workers, pending, recent, delayed, task, dead, failures)
+COMMANDS: tuple[click.Command, ...] = (stats, workers, pending, recent, delayed, task, failures)

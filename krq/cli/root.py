@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from krq.cli import act, dev, look, submit, worker
+from krq.cli import act, dead, dev, limits, look, schedules, submit, tree, web, worker
 from krq.cli.text import cell, fail
 from krq.errors import KRQError, TaskFailed
 from krq.version import __version__
@@ -23,8 +23,8 @@ class Root(click.Group):
 
     sections = (
         ("Run", ("worker", "dev")),
-        ("Look", ("stats", "workers", "pending", "recent", "delayed", "task", "dead", "failures")),
-        ("Act", ("submit", "cancel", "retry", "pause", "resume", "purge", "clear")),
+        ("Look", ("stats", "workers", "pending", "recent", "delayed", "task", "tree", "dead", "failures", "web")),
+        ("Act", ("submit", "cancel", "retry", "pause", "resume", "purge", "clear", "schedules", "limits")),
     )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -57,7 +57,7 @@ def root(ctx: click.Context) -> None:
         ctx.color = False
 
 
-for module in (worker, dev, look, submit, act):
+for module in (worker, dev, look, tree, dead, submit, act, schedules, limits, web):
     for command in module.COMMANDS:
         root.add_command(command)
 

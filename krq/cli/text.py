@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import click
 import msgspec
 
+from krq.info import AttemptInfo
 from krq.states import TaskStatus
 
 COLOURS = {
@@ -53,6 +54,19 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Se
     for row in ([Styled(name, None) for name in columns], *cells):
         parts = [_fit(one, width, name in right) for one, width, name in zip(row, widths, columns, strict=True)]
         click.echo("  ".join(parts).rstrip())
+
+
+def print_attempts(attempts: Sequence[AttemptInfo]) -> None:
+    """The attempts of a task that did not succeed, if there were any."""
+    if not attempts:
+        return
+    rows = [
+        [one.attempt, one.outcome, one.worker, ago(one.finished), between(one.started, one.finished),
+         f"{one.error.type}: {one.error.message}" if one.error else one.cause]
+        for one in attempts
+    ]
+    click.echo()
+    print_table(("ATTEMPT", "OUTCOME", "WORKER", "ENDED", "TOOK", "WHY"), rows, right=("ATTEMPT", "TOOK"))
 
 
 def cell(value: Any) -> Styled:

@@ -6,9 +6,12 @@ from krq.hooks import Module
 from krq.modules.broadcast import Broadcast
 from krq.modules.chaining import Chaining
 from krq.modules.grouping import Grouping
+from krq.modules.limits import Limits
+from krq.modules.masking import Masking
 from krq.modules.retries import Retries
+from krq.modules.schedule import Schedules
 
 
 def default() -> list[Module]:
     """What ``KRQ(modules=None)`` uses."""
-    return [Retries(), Chaining(), Grouping(), Broadcast()]
+    return [Masking(), Retries(), Chaining(), Grouping(), Broadcast(), Schedules(), Limits()]

@@ -9,49 +9,40 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-from krq import ids, message
-from krq.brokers.base import Broker
-from krq.config import Config
-from krq.errors import KRQError, RedisConnectionError, StoreError
-from krq.hooks import Attempt, Module
-from krq.registry import Registry
-from krq.store.client import TIMEOUT, Answer, Store, connect
-from krq.store.records import remember_dead, results_of
+from krq import failpoints, ids, logs, message
+from krq.errors import RedisConnectionError, StoreError
+from krq.failpoints import Failpoint
+from krq.store import steps
+from krq.store.client import Answer, Store
+from krq.store.records import results_of
 from krq.store.scripts import Script
 from krq.version import __version__
+from krq.worker.brood import Brood
+from krq.worker.drift import Drift
 from krq.worker.engine import Engine, Held, Settle, Turn
+from krq.worker.hosts import Hosts
 from krq.worker.intake import Intake
 from krq.worker.log import LogKeeper
 from krq.worker.page import Page, boottime
-from krq.worker.run import Runner
+from krq.worker.process import FENCED, LEFT, OVERTIME
+from krq.worker.reports import Reports
+from krq.worker.run import Reach, Runner
 from krq.worker.slots import Slots
+from krq.worker.spec import Spec
+from krq.worker.waker import Waker
 
 log = logging.getLogger("krq.worker")
 
-#: exit codes that mean something to the supervisor
-LEFT, FENCED, GONE = 0, 71, 72
 #: seconds without a turn of its engine after which a child counts as wedged
 WEDGED = 60.0
 #: seconds between two audits, and between two looks at what should stop
 AUDIT, SYNC, EXPIRE = 10.0, 1.0, 5.0
 #: tasks whose mean run time is below this share one awake slot
 SHORT = 0.001
-
-
-class Spec(NamedTuple):
-    """What a child is made of. Nothing in it holds a connection: it crosses a fork."""
-
-    config: Config
-    registry: Registry
-    modules: Sequence[Module]
-    queues: Sequence[str]
-    make_broker: Callable[[Config], Broker]
-    inbox: str = ""
-    """one of ``queues`` that is this worker's own; "": each child has one that is named after it"""
 
 
 class LeaseLost(Exception):
@@ -61,7 +52,7 @@ class LeaseLost(Exception):
 class Child:
     """Runs until it is told to stop. Lives in the main thread of its process."""
 
-    def __init__(self, spec: Spec, incarnation: str, page: Page) -> None:
+    def __init__(self, spec: Spec, incarnation: str, page: Page, control: socket.socket) -> None:
         self.spec = spec
         self.config = spec.config
         self.incarnation = incarnation
@@ -72,21 +63,28 @@ class Child:
         self.broker = spec.make_broker(spec.config)
         self.engine = Engine(spec.config.slots)
         self.slots = Slots(spec.config.slots, self._run)
-        read = partial(results_of, self.store)
-        self.runner = Runner(spec.config, spec.registry, spec.modules, incarnation, self._report, read)
+        self.drift = Drift(page, spec.registry)
+        self.hosts = Hosts(control, spec.config.recycle)
+        self.runner = Runner(spec.config, spec.registry, spec.modules, incarnation, Reach(
+            Reports(self.store, incarnation), partial(steps.answer, self.store, incarnation), partial(results_of, self.store), self.hosts,
+            Brood(spec.config, self.store, self.broker).send,
+        ))
         self.intake = Intake(spec.config, self.store, self.broker, spec.queues, incarnation)
         self.log = LogKeeper(spec.config, self.store, self.broker, incarnation)
-        self._waker = threading.Thread(target=self._listen, name="krq-wake", daemon=True)
         self._wake = threading.Event()
-        self._hungry = threading.Event()
-        self._woken = False
+        wakes = [self.store.keys("wake", queue) for queue in self.queues]
+        self._waker = Waker(spec.config.backend, wakes, lambda: self.engine.hungry, self._wake.set)
         self._done: deque[tuple[Settle, float, float]] = deque()
         self._spent_until = 0.0
-        self._progress: dict[str, float] = {}
         self._queues = deque(self.queues)
         self._stop_at: float | None = None
+        self._overtime = False
+        self._adrift = False
+        self._ran = 0
+        self._pid = os.getpid()
         self._at = {"audit": 0.0, "sync": 0.0, "expire": 0.0}
-        self._complained = False
+        self._wait = logs.Wait(log, "waiting for the store")
+        self._fail = failpoints.armed()
         #: seconds without a confirmed beat after which the lease may be given away soon
         self._safe = spec.config.lease - min(2.0, spec.config.lease / 5)
 
@@ -96,6 +94,7 @@ class Child:
         """Work until stopped; returns the exit code."""
         signal.signal(signal.SIGTERM, lambda *_: self.stop())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides what Ctrl-C means
+        logs.keep_tail(self.page.note)
         try:
             self._begin()
             while not self._finished():
@@ -115,15 +114,16 @@ class Child:
         while True:
             try:
                 self.store.renew(os.urandom(8).hex())
-                answer = self.store.run(Script.REGISTER, self.incarnation, self._fields(), self.spec.registry.names, list(self.spec.queues))
+                answer = self.store.run(Script.REGISTER, self.incarnation, self._fields(), self.spec.registry.names, list(self.spec.queues),
+                                        self.spec.limits)
                 if answer.ok:
                     break
                 self._settle_epoch(answer.status)
             except (RedisConnectionError, StoreError) as error:
-                self._complain(error)
+                self._wait.begin(error)
             if self._wake.wait(0.2) and self._stop_at is not None:
                 raise LeaseLost("stopped before it began")
-        self._complained = False
+        self._wait.end()
         self.runner.epoch = self.store.epoch.number
         self.page.turned()
         self.page.set_registered()
@@ -136,8 +136,7 @@ class Child:
     def _fields(self) -> list[Any]:
         fields = {
             "worker": ids.worker_of(self.incarnation), "host": socket.gethostname(), "pid": os.getpid(), "slots": self.config.slots,
-            "queues": ",".join(self.spec.queues), "started": time.time_ns() // 1_000_000, "version": __version__,
-            "inbox": self.inbox,
+            "queues": ",".join(self.spec.queues), "started": time.time_ns() // 1_000_000, "version": __version__, "inbox": self.inbox,
         }
         return [part for pair in fields.items() for part in pair]
 
@@ -151,18 +150,22 @@ class Child:
             self.engine.stop()
             self.engine.given_back(self.slots.withdraw())
         if time.monotonic() > self._stop_at and self.engine.held:
-            log.warning("the grace time is over: %d tasks are handed back", len(self.engine.held))
-            self.engine.given_back(list(self.engine.held.values()))
-            self._stop_at = float("inf")
+            # they still run, so it is the supervisor who hands them back, once this process has ended
+            log.warning("the grace time is over: %d tasks still run", len(self.engine.held))
+            self._overtime = True
+            return True
         return self.engine.idle and not self._done
 
     def _leave(self) -> int:
-        """Everything is settled or handed back: log it, unregister."""
-        self.intake.join(5.0)
-        if not self.log.drain(5.0):
+        """Everything is settled, or time is over: log it, unregister."""
+        patience = 0.5 if self._overtime else 5.0
+        self.intake.join(patience)
+        if not self.log.drain(patience):
             log.warning("the log could not take all that ended; another worker will see to it")
+        if self._overtime:
+            return OVERTIME
         while True:
-            answer = self.store.run(Script.RECOVER, self.incarnation, False, [], "", self.config.max_deaths)
+            answer = self.store.run(Script.RECOVER, self.incarnation, False, [], "", self.config.max_deaths, [], [])
             if not answer.ok or not answer.values[0]:
                 break
         self.page.set_leaving()
@@ -173,10 +176,11 @@ class Child:
 
     def _step(self) -> None:
         now = time.monotonic()
-        wait = self.engine.wait(now, self.slots.load)
+        # with a short lease the fence is nearer than the engine's longest wait
+        wait = min(self.engine.wait(now, self.slots.load), max(0.05, self._safe - self._unconfirmed()))
         if wait and not self._done:
             if self.engine.hungry:
-                self._hungry.set()
+                self._waker.listen()
             self._wake.wait(wait)
         self._wake.clear()
         self.page.turned()
@@ -194,12 +198,11 @@ class Child:
                 self._send(turn, now)
             self._chores(now)
         except (RedisConnectionError, StoreError) as error:
-            self._complain(error)
+            self._wait.begin(error)
             self._wake.wait(0.1)
 
     def _collect(self, now: float) -> None:
-        if self._woken:
-            self._woken = False
+        if self._waker.heard():
             self.engine.woken()
         self.engine.tick(now)
         settles = []
@@ -221,8 +224,15 @@ class Child:
         """
         signal.setitimer(signal.ITIMER_REAL, WEDGED + self.config.lease)
         age = self._unconfirmed()
-        if age > self._safe:
+        if age <= self._safe:
+            self._adrift = False
+        elif not self.drift.allowed:
             raise LeaseLost(f"its lease was not confirmed for {age:.1f} s")
+        elif not self._adrift:
+            self._adrift = True
+            self.engine.given_back(self.slots.withdraw())
+            log.warning("worker %s goes on without a lease: all its %d tasks accept to overlap", ids.worker_of(self.incarnation),
+                        len(self.engine.held))
 
     def _unconfirmed(self) -> float:
         """Seconds since the last confirmed beat was sent."""
@@ -238,35 +248,45 @@ class Child:
             self._queues.rotate(-1)
             grace = int(self.config.unknown_task_grace * 1000)
             calls.append((Script.TAKE, (self.incarnation, turn.number, turn.take, list(self._queues), grace)))
+        if self._fail is not None and turn.settles:
+            self._fail(Failpoint.SETTLE_BEFORE)
         answers = self.store.run_all(calls)
+        if self._fail is not None and turn.settles:
+            self._fail(Failpoint.SETTLE_ANSWERED)
         for answer in answers:
             if not answer.ok and answer.status != "STALE":
                 self._settle_epoch(answer.status)
                 return
-        self._complained = False
+        self._wait.end()
         self._answered(turn, answers, now)
 
     def _answered(self, turn: Turn, answers: list[Answer], now: float) -> None:
         settled = answers[0].values[0] if turn.settles else []
         refused: list[Settle] = []
         done = self.engine.answered(settled, refused)
+        self.drift.settled(settle.held for settle in (*done, *refused))
+        if refused:
+            self.log.look_back()
         for settle in refused:
             log.warning("the end of %s, attempt %d, was refused: it is another's by now", settle.held.id, settle.held.attempt)
-        for settle in done:
-            if settle.letter is not None:
-                remember_dead(self.store, settle.letter)
         if done:
             self.log.add(done)
+            self._ran += len(done)
+            if self.config.recycle and self._ran >= self.config.recycle and self._stop_at is None:
+                log.info("worker %s has run %d tasks: a fresh process goes on", ids.worker_of(self.incarnation), self._ran)
+                self.stop()
         if turn.take and answers[-1].ok:
             tasks, due, more = answers[-1].values
             new = self.engine.took(self._read(tasks), turn.take, None if due in (None, False) else due / 1000, more=more, now=now)
+            if self._fail is not None and new:
+                self._fail(Failpoint.TAKE_ANSWERED)
             self.slots.start(new, short=0 < self.engine.mean < SHORT)
 
     def _read(self, tasks: Sequence[Sequence[Any]]) -> list[Held]:
         read = []
-        for task_id, attempt, failures, deaths, raw, sent, queue, inputs, known in tasks:
+        for task_id, attempt, failures, deaths, raw, sent, queue, inputs, known, alone in tasks:
             held = Held(id=task_id, attempt=attempt, failures=failures, deaths=deaths, raw=raw, sent=sent, queue=queue,
-                        inputs=inputs or None, known=known)
+                        inputs=inputs or None, known=known, alone=bool(alone))
             try:
                 held.message = message.reread(raw)
             except ValueError as error:
@@ -278,12 +298,17 @@ class Child:
 
     def _run(self, slot: int, held: Held) -> None:
         """Run one task; called in its slot. A process that was frozen past its lease begins nothing more."""
-        if self._unconfirmed() > self._safe:
+        if self._unconfirmed() > self._safe and not (self.drift.allowed and self.drift.accepts(held)):
             os._exit(FENCED)
-        self.page.begin(slot, held.id)
+        self.drift.begins(held)
+        held.alone = self.runner.isolates(held)
+        self.page.begin(slot, held.id, alone=held.alone)
         began = time.monotonic()
         settle = self.runner(held)
+        if os.getpid() != self._pid:
+            os._exit(0)  # the task has forked and come back twice: this is the copy
         self.page.end(slot)
+        self.drift.ends(held)
         self._done.append((settle, began, time.monotonic()))
         if not self._wake.is_set():
             self._wake.set()
@@ -303,11 +328,13 @@ class Child:
             if not answer.ok:
                 self._settle_epoch(answer.status)
                 return
+            self._wait.end()
             for task_id in answer.values[0]:
                 self._tell_to_stop(task_id)
             if audit:
                 self.engine.audit(answer.values[1] or [])
             self.runner.observe("tick", time.time())
+            self.hosts.tidy()
         if self._due("expire", EXPIRE, now):
             while (answer := self.store.run(Script.EXPIRE, int(self.config.result_ttl * 1000))).ok and answer.values[0] == 200:
                 self.page.turned()
@@ -316,34 +343,6 @@ class Child:
         held = self.engine.held.get(task_id)
         if held is not None and held.context is not None:
             held.context.cancel()
-
-    def _report(self, attempt: Attempt, done: int, total: int) -> None:
-        """Progress of a task, at most one a second each; called in its slot."""
-        now = time.monotonic()
-        if done < total and now - self._progress.get(attempt.id, 0.0) < 1.0:
-            return
-        self._progress = {attempt.id: now, **{k: at for k, at in self._progress.items() if now - at < 60}}
-        try:
-            self.store.run(Script.PROGRESS, self.incarnation, attempt.id, attempt.number, int(done), int(total))
-        except KRQError as error:
-            log.debug("progress of %s: %s", attempt.id, error)
-
-    def _listen(self) -> None:
-        """Block on the wake-up keys while the engine is hungry; its own thread and connection."""
-        client = connect(self.config.backend, TIMEOUT + 5)
-        keys = [self.store.keys("wake", queue) for queue in self.queues]
-        while True:
-            self._hungry.wait()
-            try:
-                token: Any = client.blpop(keys, timeout=2)
-            except Exception as error:  # boundary: a lost wake costs a second, the thread's end would cost more
-                log.debug("wake: %s", error)
-                time.sleep(0.5)
-                token = True
-            if token or not self.engine.hungry:
-                self._hungry.clear()
-                self._woken = True
-                self._wake.set()
 
     # --- epochs ------------------------------------------------------------------------------
 
@@ -370,10 +369,11 @@ class Child:
             again = [settle for settle in self.log.unlogged() if settle.held.id not in self.engine.held]
             holds = [*self.engine.held.values(), *(settle.held for settle in again)]
             tasks = [
-                (h.id, h.attempt, h.message.task if h.message else "", h.queue, h.raw, message.checksum(h.raw.encode()), h.sent)
+                (h.id, h.attempt, h.message.task if h.message else "", h.queue, h.raw, message.checksum(h.raw.encode()), h.sent,
+                 h.message is not None and h.message.key is not None and message.short_key(h.message.key))
                 for h in holds
             ]
-            answer = self.store.run(Script.ASSERT, self.incarnation, self._fields(), self.spec.registry.names, tasks)
+            answer = self.store.run(Script.ASSERT, self.incarnation, self._fields(), self.spec.registry.names, tasks, self.spec.limits)
             if not answer.ok:
                 return answer.status
             for task_id in answer.values[0]:
@@ -384,11 +384,5 @@ class Child:
                 return "OPEN"
             return "CLOSED" if opened.ok else opened.status
         except (RedisConnectionError, StoreError) as error:
-            self._complain(error)
+            self._wait.begin(error)
             return status
-
-    def _complain(self, error: KRQError) -> None:
-        """Once per outage."""
-        if not self._complained:
-            self._complained = True
-            log.warning("waiting for the store: %s", error)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from krq.message import Message
+from krq.message import Message, spans
+from krq.outcome import Family
 
 #: most tasks that one script call takes or settles
 MAX_BATCH = 500
@@ -38,6 +39,8 @@ class Held(msgspec.Struct, kw_only=True, eq=False):
     """("prepend" or "list", JSON results of what it waited for; False where they are many: they are read before it runs)"""
     known: bool
     """False: no worker knows the name, and it has waited long enough"""
+    alone: bool = False
+    """in a process of its own"""
     message: Message | None = None
     started: int = 0
     """Unix milliseconds, 0 while it waits for a slot"""
@@ -50,19 +53,25 @@ class Settle(NamedTuple):
 
     held: Held
     kind: str
-    """S success, F failed, C cancelled, R retry"""
+    """S success, F failed, C cancelled, R retry, D its process died, W success, and it waits for what it made"""
     value: str
-    """JSON of the result or the error"""
+    """JSON of the result or the error; how it died"""
     entry: str
     """JSON for the log"""
     delay: int = 0
-    """milliseconds until the next attempt"""
-    letter: bytes | None = None
-    """a dead letter to publish"""
+    """milliseconds until the next attempt; of a death, the number of them at which the task is poison"""
+    history: str = ""
+    """JSON for the task's history, where it did not succeed"""
+    family: Family | None = None
+    """what it has made and waits for"""
 
-    def packed(self) -> tuple[str, int, str, str, str, int]:
+    def packed(self) -> tuple[Any, ...]:
         """The arguments of settle.lua."""
-        return (self.held.id, self.held.attempt, self.kind, self.value, self.entry, self.delay)
+        item = (self.held.id, self.held.attempt, self.kind, self.value, self.entry, self.delay)
+        if self.family is not None:
+            after, ids = spans(self.family.awaited), spans(self.family.ids)
+            return (*item, False, (after, self.family.how, ids, self.family.on_failure))
+        return (*item, self.history) if self.history else item
 
 
 class Turn(NamedTuple):

@@ -9,15 +9,31 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from krq import ids
+import msgspec
+
+from krq import failpoints, ids
 from krq.config import Config
 from krq.errors import RedisConnectionError, StoreError
+from krq.failpoints import Failpoint
 from krq.store.client import Store
 from krq.store.scripts import Script
 from krq.worker.page import boottime
 
 log = logging.getLogger("krq.worker.heart")
+
+
+class End(NamedTuple):
+    """How a child ended. Without a cause: in order, and what it still held is handed back."""
+
+    cause: str = ""
+    ran: Sequence[str] = ()
+    """ids of the tasks that ran"""
+    suspects: Sequence[str] = ()
+    """those of them that may have killed it: they ran in its threads, and nothing else explains its end"""
+    tail: Sequence[str] = ()
+    """the last lines of its log"""
 
 
 class Heart:
@@ -27,6 +43,7 @@ class Heart:
         self._config = config
         self._store = Store(config, timeout=1.0)
         self._seen: dict[str, tuple[int, float]] = {}
+        self._fail = failpoints.armed()
 
     def beat(self, incarnations: Sequence[str]) -> tuple[float, list[str]]:
         """Renew leases. Returns when the beat was sent (boot time) and those that are dead to others.
@@ -45,8 +62,13 @@ class Heart:
             raise
         if not answer.ok:
             return sent, []
-        dead, beats, _ = answer.values
+        dead, beats, _, remains = answer.values
         self._observe(dict(zip(beats[::2], map(int, beats[1::2]), strict=True)), incarnations, sent)
+        for incarnation, raw in zip(remains[::2], remains[1::2], strict=True):
+            # whoever reported its end died before the last slice
+            said = msgspec.json.decode(raw)
+            seen = said["started"] is not False
+            self.recover(incarnation, None, End(said["cause"], list(said["started"] or ()), list(said["suspects"])), seen=seen)
         return sent, self._closed_to(dead)
 
     def _closed_to(self, dead: Sequence[str]) -> list[str]:
@@ -74,20 +96,27 @@ class Heart:
                 self._seen[incarnation] = (counter, now)
             elif now - since > self._config.lease:
                 log.error("worker %s has not beaten for %.1f s: its tasks go to others", ids.worker_of(incarnation), now - since)
-                self.recover(incarnation, counter, None, f"no heartbeat for {now - since:.1f} s")
+                self.recover(incarnation, counter, End(f"no heartbeat for {now - since:.1f} s"), seen=False)
                 self._seen.pop(incarnation, None)
 
-    def recover(self, incarnation: str, counter: int | None, started: Sequence[str] | None, cause: str) -> int:
-        """End an incarnation and make its tasks ready again; returns how many. Raises as ``beat``."""
+    def recover(self, incarnation: str, counter: int | None, end: End, *, seen: bool = True) -> int:
+        """End an incarnation and make its tasks ready again; returns how many. Raises as ``beat``.
+
+        ``counter``: the beat after which no more came, where an observer says so. ``seen``: somebody knows what it ran.
+        """
         total = 0
         known = False if counter is None else counter
         for _ in range(10_000):
-            ran = False if started is None else list(started)
-            answer = self._store.run(Script.RECOVER, incarnation, known, ran, cause, self._config.max_deaths)
+            ran = seen and list(end.ran)
+            answer = self._store.run(
+                Script.RECOVER, incarnation, known, ran, end.cause, self._config.max_deaths, list(end.suspects), list(end.tail)
+            )
             if not answer.ok:
                 break
             left, recovered = answer.values
             total += recovered
+            if self._fail is not None:
+                self._fail(Failpoint.RECOVER_SLICE)
             if not left:
                 break
         return total

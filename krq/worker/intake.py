@@ -9,16 +9,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from krq import events, message
+from krq import events, failpoints, message
 from krq.brokers.base import Batch, Broker, Consumer, Incoming, Outgoing, Position
 from krq.config import Config
-from krq.errors import KRQError, MessageInvalid, MessageTooLarge
+from krq.errors import BrokerConnectionError, KRQError, MessageInvalid, MessageTooLarge
 from krq.events import DeadLetter
+from krq.failpoints import Failpoint
+from krq.logs import Wait
 from krq.store.client import Answer, Store
-from krq.store.records import record, remember_dead
+from krq.store.records import cut, record
+from krq.store.records import letters as records_of
 from krq.store.scripts import Script
 
 log = logging.getLogger("krq.worker.intake")
@@ -53,9 +57,12 @@ class Intake:
         self._consumer: Consumer | None = None
         self._waiting: dict[Part, Batch] = {}
         self._ids: dict[Part, str] = {}
+        #: offsets of conflicts that are dead letters, and whose mark is not past them
+        self._buried: defaultdict[Part, set[Any]] = defaultdict(set)
         self._ticked = 0.0
         self._looked = 0.0
-        self._complained = False
+        self._wait = Wait(log, "intake waits")
+        self._fail = failpoints.armed()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="krq-intake", daemon=True)
 
@@ -77,11 +84,11 @@ class Intake:
         while not self._stop.is_set():
             try:
                 self._turn()
-                self._complained = False
             except Refused:
                 self._stop.wait(0.2)
             except KRQError as error:
-                self._complain(error)
+                self._wait.begin(error)
+                self._looked = 0.0
                 self._stop.wait(0.5)
         try:
             self._tick(commit_only=True)
@@ -89,12 +96,6 @@ class Intake:
             log.debug("last commit: %s", error)
         if self._consumer is not None:
             self._consumer.close()
-
-    def _complain(self, error: KRQError) -> None:
-        """Once per outage."""
-        if not self._complained:
-            self._complained = True
-            log.warning("intake waits: %s", error)
 
     def _turn(self) -> None:
         if self._consumer is None:
@@ -104,6 +105,7 @@ class Intake:
         for part, batch in list(self._waiting.items()):
             if part not in consumer.assigned() and self._broker.ordered:
                 del self._waiting[part]
+                self._buried.pop(part, None)
             else:
                 self._offer(consumer, batch)
         batches = consumer.poll(FULL if self._waiting else 0.1)
@@ -137,13 +139,18 @@ class Intake:
 
     def _admit(self, consumer: Consumer, batch: Batch) -> Batch | None:
         """Admit chunk by chunk; returns what is left."""
+        part = (batch.topic, batch.partition)
         while True:
             chunk = batch.records[:CHUNK]
             last = len(chunk) == len(batch.records)
             following = batch.next if last else batch.records[CHUNK].offset
             records, unreadable = self._read(batch, chunk)
             self._bury([letter for _, letter in unreadable])
+            if self._fail is not None:
+                self._fail(Failpoint.INTAKE_POLLED)
             answer = self._call(batch, following, records, chunk)
+            if self._fail is not None:
+                self._fail(Failpoint.INTAKE_ADMITTED)
             match answer.status:
                 case "OK":
                     pass
@@ -159,8 +166,12 @@ class Intake:
             self._complete(batch, [incoming.offset for incoming, _ in unreadable])
             stop = answer.values[0]
             if stop is not False and stop is not None:
-                return batch._replace(first=stop, records=[r for r in batch.records if not _before(r.offset, stop)])
+                batch = batch._replace(first=stop, records=[r for r in batch.records if not _before(r.offset, stop)])
+                if stop not in self._buried[part]:
+                    return batch
+                continue
             if last:
+                self._buried[part].clear()
                 return None
             batch = batch._replace(first=following, records=batch.records[CHUNK:])
 
@@ -169,8 +180,8 @@ class Intake:
         source: list[Any] = [queue, batch.partition]
         if self._broker.ordered:
             source += [batch.topic_id, batch.first, following, chunk[-1].timestamp if chunk else 0]
-        config = self._config
-        return self._store.run(Script.ADMIT, source, config.window, config.window_bytes, int(config.result_ttl), records)
+        config, buried = self._config, sorted(self._buried[batch.topic, batch.partition])
+        return self._store.run(Script.ADMIT, source, config.window, config.window_bytes, int(config.result_ttl), records, buried)
 
     # --- records -----------------------------------------------------------------------------
 
@@ -193,24 +204,30 @@ class Intake:
         """Publish dead letters before their records count as read. After a crash in between one may stand there twice."""
         if not letters:
             return
-        encoded = [events.encode_letter(letter) for letter in letters]
-        for answer in self._broker.publish([Outgoing(self._config.dead_topic, raw) for raw in encoded], self._config.send_timeout):
-            if isinstance(answer, KRQError) and not isinstance(answer, MessageTooLarge):
-                raise answer
-        for letter, raw in zip(letters, encoded, strict=True):
-            log.warning("dead letter from %s:%s:%s: %s", letter.queue, letter.partition, letter.offset, letter.reason)
-            remember_dead(self._store, raw)
+        kept = self._store.run(Script.DEAD, records_of(letters), [])
+        if not kept.ok:
+            raise Refused(kept.status)
+        config = self._config
+        outgoing = [Outgoing(config.dead_topic, events.encode_letter(cut(letter, config.max_message_bytes))) for letter in letters]
+        for answer in self._broker.publish(outgoing, config.send_timeout):
+            if isinstance(answer, Exception):
+                raise answer if isinstance(answer, KRQError) else BrokerConnectionError(str(answer))
+        for letter in letters:
+            log.warning("dead letter from %s: %s", letter.ref, letter.reason)
 
     def _finish(self, batch: Batch, chunk: Sequence[Incoming], records: list[list[Any]], answer: Answer) -> None:
         """What needs no run: ids that stand for another message are buried, and what has ended long since is complete."""
         _, conflicts, complete = answer.values
-        if conflicts:
+        buried = self._buried[batch.topic, batch.partition]
+        clashing = [records[i - 1] for i in conflicts if records[i - 1][4] not in buried]
+        if clashing:
             by_offset = {incoming.offset: incoming for incoming in chunk}
-            clashing = [records[i - 1] for i in conflicts]
             self._bury([
                 _letter(r[2], batch.partition, by_offset[r[4]], "ID_CONFLICT", f"task id {r[0]!r} stands for another message already", r[0])
                 for r in clashing
             ])
+            if self._broker.ordered:
+                buried.update(by_offset.keys() & {r[4] for r in clashing})
         self._complete(batch, [records[i - 1][4] for i in complete])
 
     def _complete(self, batch: Batch, offsets: Sequence[Any]) -> None:
@@ -224,6 +241,7 @@ class Intake:
         """Commit how far each partition is complete; now and then compare positions with the marks."""
         consumer = self._consumer
         if consumer is None or not self._broker.ordered:
+            self._wait.end()
             return
         parts = [part for part in consumer.assigned() if part in self._ids]
         look = not commit_only and time.monotonic() - self._looked >= LOOK
@@ -242,8 +260,14 @@ class Intake:
             lows[part] = told[1]
             if look and part not in self._waiting:
                 self._compare(consumer, part, told[0])
+        if self._fail is not None and lows:
+            self._fail(Failpoint.COMMIT_BEFORE)
         consumer.commit(lows)
+        if self._fail is not None and lows:
+            self._fail(Failpoint.COMMIT_AFTER)
         self._expel()
+        if look:
+            self._wait.end()
 
     def _expel(self) -> None:
         """Take the dead off the group: it would wait for them for a whole session before partitions move."""

@@ -11,16 +11,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
-from krq import events
+from krq import events, failpoints
 from krq.brokers.base import Broker, Outgoing, Position
 from krq.config import Config
-from krq.errors import BrokerConnectionError, KRQError, NamespaceClosed, SubmissionError
+from krq.errors import BrokerConnectionError, KRQError, NamespaceClosed, SubmissionError, SubmissionTimeout
 from krq.events import DeadLetter, Entry
+from krq.failpoints import Failpoint
+from krq.logs import Wait
+from krq.outcome import ErrorInfo
 from krq.store.client import Store
-from krq.store.records import remember_dead
+from krq.store.records import cut
+from krq.store.records import letters as records_of
 from krq.store.scripts import Script
 from krq.worker.engine import Settle
 
@@ -30,10 +35,12 @@ log = logging.getLogger("krq.worker.log")
 MAX_HELD = 50_000
 #: most entries of one record, and its size in bytes
 PAGE, PAGE_BYTES = 500, 512 * 1024
+#: dead letters read back from Redis, with their messages, at a time
+HEAVY = 16
 #: seconds that entries wait for others to share their record
 LINGER = 0.05
-#: the error of a task that killed its workers (recover.lua)
-POISON = "POISON"
+#: failures that are nothing of the task's own: no dead letters
+INNOCENT = frozenset({"EXPIRED", "DEPENDENCY_FAILED"})
 
 
 class _Item(msgspec.Struct, frozen=True):
@@ -41,8 +48,14 @@ class _Item(msgspec.Struct, frozen=True):
     attempt: int
     final: bool
     entry: bytes
-    letter: bytes | None = None
+    dead: bool = False
     settle: Settle | None = None
+
+
+    @property
+    def burden(self) -> int:
+        """Characters of its message, which a dead letter has."""
+        return len(self.settle.held.raw) if self.dead and self.settle is not None else 0
 
 
 _entry = msgspec.json.Decoder(Entry)
@@ -61,7 +74,8 @@ class LogKeeper:
         self._behind = False
         self._stop = threading.Event()
         self._work = threading.Event()
-        self._complained = False
+        self._wait = Wait(log, "ended attempts wait in the outbox")
+        self._fail = failpoints.armed()
         self._orphans_at = 0.0
         self._thread = threading.Thread(target=self._run, name="krq-log", daemon=True)
 
@@ -75,10 +89,14 @@ class LogKeeper:
             self._behind = True
             return
         self._items.extend(
-            _Item(s.held.id, s.held.attempt, s.kind != "R", s.entry.encode(), s.letter, s) for s in settled
+            _Item(s.held.id, s.held.attempt, s.kind not in "RDW", s.entry.encode(), s.kind == "F", s) for s in settled
         )
         if not self._work.is_set():
             self._work.set()
+
+    def look_back(self) -> None:
+        """The end of an attempt was refused. The answer before may have been lost, and its entry stands in the outbox unknown to us."""
+        self._behind = True
 
     def unlogged(self) -> list[Settle]:
         """What is settled and not seen in the log yet."""
@@ -123,7 +141,7 @@ class LogKeeper:
         page: list[_Item] = []
         size = 0
         while self._items and len(page) < PAGE:
-            size += len(self._items[0].entry)
+            size += len(self._items[0].entry) + self._items[0].burden
             if page and size > PAGE_BYTES:
                 break
             page.append(self._items.popleft())
@@ -131,18 +149,35 @@ class LogKeeper:
 
     def _publish(self, holder: str, items: Sequence[_Item]) -> None:
         """Log items of one outbox. What stands in the log twice is one entry: its id and attempt say so."""
-        records = [Outgoing(self._config.dead_topic, item.letter) for item in items if item.letter is not None]
+        letters = [self._letter(item) for item in items if item.dead]
+        most = self._config.max_message_bytes
+        records = [Outgoing(self._config.dead_topic, events.encode_letter(cut(letter, most))) for letter in letters]
+        if self._fail is not None:
+            self._fail(Failpoint.LOG_BEFORE)
         records.append(Outgoing(self._config.events_topic, events.encode_page([item.entry for item in items])))
         for answer in self._broker.publish(records, self._config.send_timeout):
             if isinstance(answer, Exception):
                 raise answer if isinstance(answer, KRQError) else BrokerConnectionError(str(answer))
-        logged = self._store.run(Script.LOGGED, holder, [(item.id, item.attempt, item.final) for item in items])
+        if self._fail is not None:
+            self._fail(Failpoint.LOG_PUBLISHED)
+        calls: list[tuple[Script, Sequence[Any]]] = [(Script.DEAD, (records_of(letters), []))] if letters else []
+        calls.append((Script.LOGGED, (holder, [(item.id, item.attempt, item.final) for item in items])))
+        logged = self._store.run_all(calls)[-1]
         if not logged.ok:
             raise NamespaceClosed(f"{self._store.name} is being checked")
+        if self._fail is not None:
+            self._fail(Failpoint.LOG_LOGGED)
         positions = [self._position(at) for at in logged.values[0]]
         if positions and not self._broker.ordered:
-            self._broker.complete(positions, self._config.group_id)
-        self._complained = False
+            self._complete(positions)
+        self._wait.end()
+
+    def _complete(self, positions: Sequence[Position]) -> None:
+        if self._fail is not None:
+            self._fail(Failpoint.COMMIT_BEFORE)
+        self._broker.complete(positions, self._config.group_id)
+        if self._fail is not None:
+            self._fail(Failpoint.COMMIT_AFTER)
 
     def _position(self, at: str) -> Position:
         queue, partition, offset = at.rsplit(":", 2)
@@ -162,6 +197,7 @@ class LogKeeper:
             holders = redis.srandmember(self._store.keys("orphans"), 5) or []
         for holder in holders:
             self._drain_outbox(holder.decode())
+        self._wait.end()
 
     def _drain_outbox(self, holder: str) -> bool:
         """Log one page of an outbox. True: there may be more."""
@@ -172,29 +208,34 @@ class LogKeeper:
         for field, entry in pairs:
             task_id, _, attempt = field.decode().rpartition(":")
             decoded = _entry.decode(entry)
-            items.append(_Item(task_id, int(attempt), decoded.outcome != "retry", entry, self._letter(decoded)))
-        if items:
-            self._publish(holder, items)
-        elif holder != self._incarnation:
+            items.append(_Item(task_id, int(attempt), decoded.outcome not in ("retry", "died", "spawned"), entry, _is_dead(decoded)))
+        dead, others = ([item for item in items if item.dead is wanted] for wanted in (True, False))
+        for some in [*(dead[at : at + HEAVY] for at in range(0, len(dead), HEAVY)), *([others] if others else [])]:
+            self._publish(holder, some)
+        if not items and holder != self._incarnation:
             self._store.run(Script.LOGGED, holder, [])
         return len(items) == PAGE
 
-    def _letter(self, entry: Entry) -> bytes | None:
-        """Scripts can't publish: a task that killed its workers gets its dead letter here."""
-        if entry.error is None or entry.error.type != POISON:
-            return None
-        with self._store.plain() as redis:
-            raw = redis.get(self._store.keys("message", entry.id)) or b""
-        letter = events.encode_letter(DeadLetter(
-            reason=entry.error.message, code=POISON, at=entry.finished, queue=entry.queue, id=entry.id, name=entry.name, error=entry.error,
-            **events.original(raw),
-        ))
-        remember_dead(self._store, letter)
-        return letter
+    def _letter(self, item: _Item) -> DeadLetter:
+        """What people get to see of a task that failed by its own doing."""
+        entry = _entry.decode(item.entry)
+        error = entry.error or ErrorInfo("")
+        if item.settle is not None:
+            original: dict[str, Any] = {"value": item.settle.held.raw}
+        else:
+            with self._store.plain() as redis:
+                original = events.original(redis.get(self._store.keys("message", entry.id)) or b"")
+        reason = f"{error.message[:1000]} ({entry.reason})" if entry.reason else error.message[:1000]
+        return DeadLetter(
+            reason=reason, code=error.type, at=entry.finished, queue=entry.queue, id=entry.id, name=entry.name, attempt=entry.attempt,
+            error=error, **original,
+        )
 
     def _complain(self, error: KRQError) -> None:
-        """Once per outage: the outbox waits, and goes on by itself."""
-        if not self._complained:
-            self._complained = True
-            level = logging.ERROR if isinstance(error, SubmissionError) else logging.WARNING
-            log.log(level, "ended attempts wait in the outbox: %s", error)
+        """The outbox waits, and goes on by itself."""
+        refused = isinstance(error, SubmissionError) and not isinstance(error, SubmissionTimeout)
+        self._wait.begin(error, logging.ERROR if refused else logging.WARNING)
+
+
+def _is_dead(entry: Entry) -> bool:
+    return entry.outcome == "failed" and entry.error is not None and entry.error.type not in INNOCENT

@@ -13,8 +13,11 @@ import struct
 import time
 
 _TIME = struct.Struct("<d")
-CONFIRMED, ENGINE, REGISTERED, LEAVING = 0, 8, 16, 17
-_SLOTS, _RECORD = 32, 160
+CONFIRMED, ENGINE, REGISTERED, LEAVING, ADRIFT, _NOTED = 0, 8, 16, 17, 18, 24
+#: the last lines of the log: how many, and the bytes of each with its length
+_TAIL, _LINES, _LINE = 32, 10, 256
+#: what a slot runs: bytes of the id, whether it runs alone, the id
+_SLOTS, _HEAD, _RECORD = _TAIL + _LINES * _LINE, struct.Struct("<HB"), 520
 
 
 def boottime() -> float:
@@ -39,16 +42,25 @@ class Page:
 
     # --- written by the child ----------------------------------------------------------------
 
-    def begin(self, slot: int, task_id: str) -> None:
-        """A slot starts a task."""
-        raw = task_id.encode()[: _RECORD - 1]
+    def begin(self, slot: int, task_id: str, *, alone: bool) -> None:
+        """A slot starts a task; ``alone``: in a process of its own."""
+        raw = task_id.encode()
         at = _SLOTS + slot * _RECORD
-        self._memory[at + 1 : at + 1 + len(raw)] = raw
-        self._memory[at] = len(raw)
+        self._memory[at + 3 : at + 3 + len(raw)] = raw
+        self._memory[at : at + 3] = _HEAD.pack(len(raw), alone)
 
     def end(self, slot: int) -> None:
         """A slot's task has ended."""
-        self._memory[_SLOTS + slot * _RECORD] = 0
+        at = _SLOTS + slot * _RECORD
+        self._memory[at : at + 3] = b"\0\0\0"
+
+    def note(self, line: str) -> None:
+        """A line of the log, to be kept among the last. One thread at a time."""
+        raw = line.encode("utf-8", "replace")[: _LINE - 2]
+        noted = self._memory[_NOTED]
+        at = _TAIL + noted % _LINES * _LINE
+        self._memory[at : at + 2 + len(raw)] = len(raw).to_bytes(2, "little") + raw
+        self._memory[_NOTED] = noted + 1 if noted + 1 < 10 * _LINES else _LINES
 
     def turned(self) -> None:
         """The engine is alive."""
@@ -61,6 +73,10 @@ class Page:
     def set_leaving(self) -> None:
         """The child has left in order: its end is no failure."""
         self._memory[LEAVING] = 1
+
+    def set_adrift(self, adrift: bool) -> None:
+        """Without a lease, but all that runs may go on: the supervisor shall not kill it."""
+        self._memory[ADRIFT] = adrift
 
     # --- written by the supervisor -----------------------------------------------------------
 
@@ -88,12 +104,26 @@ class Page:
     def leaving(self) -> bool:
         return self._memory[LEAVING] == 1
 
-    def running(self) -> list[str]:
-        """Ids of the tasks that run, or ran when the child died."""
-        found = []
+    @property
+    def adrift(self) -> bool:
+        return self._memory[ADRIFT] == 1
+
+    def running(self) -> dict[str, bool]:
+        """Ids of the tasks that run, or ran when the child died, and whether each ran alone."""
+        found = {}
         for slot in range(self.slots):
             at = _SLOTS + slot * _RECORD
-            length = self._memory[at]
+            length, alone = _HEAD.unpack_from(self._memory, at)
             if length:
-                found.append(self._memory[at + 1 : at + 1 + length].decode("utf-8", "replace"))
+                found[self._memory[at + 3 : at + 3 + length].decode("utf-8", "replace")] = bool(alone)
         return found
+
+    def tail(self) -> list[str]:
+        """The last lines of its log."""
+        noted = self._memory[_NOTED]
+        lines = []
+        for number in range(max(0, noted - _LINES), noted):
+            at = _TAIL + number % _LINES * _LINE
+            length = int.from_bytes(self._memory[at : at + 2], "little")
+            lines.append(self._memory[at + 2 : at + 2 + length].decode("utf-8", "replace"))
+        return lines

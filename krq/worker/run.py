@@ -2,48 +2,63 @@
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from krq import context, events, ids, message
+from krq import context, events, failpoints, ids, message
 from krq.config import Config
-from krq.errors import ArgumentError, KRQError, MessageInvalid, MessageTooLarge, NotSerializable, UnknownTask
-from krq.events import DeadLetter, Entry
+from krq.containment import NONE
+from krq.errors import KRQError, UnknownTask
+from krq.events import Entry
+from krq.failpoints import Failpoint
 from krq.hooks import Attempt, Module
-from krq.message import Message
-from krq.outcome import Cancelled, ErrorInfo, Failed, Outcome, RetryAt, Succeeded, TimedOut, describe, from_exception
+from krq.outcome import Cancelled, Died, ErrorInfo, Failed, Family, Outcome, RetryAt, Succeeded, TimedOut, cut, describe
 from krq.registry import Registry
+from krq.steps import Ask
 from krq.worker.engine import Held, Settle
+from krq.worker.execute import Execute
+from krq.worker.hosts import Hosts
 from krq.worker.slots import Loop
 
 log = logging.getLogger("krq.worker")
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder().decode
 #: hooks that watch and decide nothing
 OBSERVERS = ("started", "ended", "worker_started", "worker_stopping", "tick")
+#: characters of a message and of a traceback in a task's history
+HISTORY = 2_000
 _CANCELLED = ErrorInfo("CANCELLED", "cancelled while it ran")
+
+
+class Reach(NamedTuple):
+    """What a run reaches of its worker."""
+
+    report: Callable[[Attempt, int, int], None]
+    """how far a task is"""
+    ask: Ask
+    read: Callable[[Sequence[str]], list[str]]
+    """results of other tasks, as JSON"""
+    hosts: Hosts
+    send: Callable[[Family, Callable[[], bool]], KRQError | None]
+    """sends what a task has made"""
 
 
 class Runner:
     """Calls functions and makes outcomes of whatever they do. Thread-safe."""
 
-    def __init__(self, config: Config, registry: Registry, modules: Sequence[Module], incarnation: str,
-                 report: Callable[[Attempt, int, int], None], read: Callable[[Sequence[str]], list[str]]) -> None:
+    def __init__(self, config: Config, registry: Registry, modules: Sequence[Module], incarnation: str, reach: Reach) -> None:
         self.epoch = 0
         self._config = config
         self._registry = registry
         self._incarnation = incarnation
         self._worker = ids.worker_of(incarnation)
-        self._report = report
-        self._read = read
-        self._loop = Loop()
+        self._reach = reach
+        self._execute = Execute(config, registry, Loop())
+        self._fail = failpoints.armed()
         self._policies = [m for m in modules if type(m).outcome is not Module.outcome]
         self._observers = {
             hook: [getattr(m, hook) for m in modules if getattr(type(m), hook) is not getattr(Module, hook)] for hook in OBSERVERS
@@ -54,10 +69,17 @@ class Runner:
         held.started = _now()
         attempt = self._attempt(held)
         self.observe("started", attempt)
+        if self._fail is not None:
+            self._fail(Failpoint.RUN_STARTED)
         outcome = self._call(held, attempt) if held.known else _unknown(held)
-        outcome = self._decide(attempt, outcome)
+        if not isinstance(outcome, Died):
+            outcome = self._decide(attempt, outcome)
+        if isinstance(outcome, Succeeded) and outcome.family is not None:
+            outcome = self._send(held, attempt, outcome, outcome.family)
         self.observe("ended", attempt, outcome)
-        return settle(held, attempt, outcome)
+        if self._fail is not None:
+            self._fail(Failpoint.RUN_ENDED)
+        return settle(held, attempt, outcome, self._config.max_deaths)
 
     def _attempt(self, held: Held) -> Attempt:
         assert held.message is not None
@@ -66,86 +88,64 @@ class Runner:
             queue=held.queue, worker=self._worker, task=self._registry.get(held.message.task), sent=held.sent / 1000,
         )
 
+    def isolates(self, held: Held) -> bool:
+        """Whether this attempt runs in a process of its own."""
+        assert held.message is not None
+        task = self._registry.get(held.message.task)
+        limits = NONE if task is None else task.containment
+        timeout = limits.timeout if held.message.timeout is None else held.message.timeout
+        return held.alone or (held.known and limits.needs_process(timeout))
+
     def _call(self, held: Held, attempt: Attempt) -> Outcome:
-        ctx = context.Context(attempt, self._report)
+        timeout = attempt.timeout
+        ctx = context.Context(attempt, self._reach.report, None if timeout is None else time.time() + timeout, self._reach.ask)
         held.context = ctx
-        context.enter(ctx)
         try:
             inputs = held.inputs
             if inputs and inputs[1] is False:  # too many for a take
-                inputs = (inputs[0], self._read(attempt.message.after))
-            result = self._invoke(attempt, ctx, *arguments(attempt.message, inputs))
-            raw = message.encode_value(
-                result, max_bytes=self._config.max_message_bytes, max_depth=self._config.max_depth,
-                what=f"The result of {attempt.message.task!r}",
-            )
-        except BaseException as error:  # boundary: whatever the user's function raises ends its attempt, not its slot
-            return self._raised(error, ctx)
-        return Succeeded(raw)
-
-    def _invoke(self, attempt: Attempt, ctx: context.Context, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        task = attempt.task
-        if task is None:
-            if self._registry.catch_all is None:
-                raise UnknownTask(f"No task {attempt.message.task!r} is registered in worker {self._worker}")
-            if kwargs:
-                raise ArgumentError(f"{attempt.message.task!r} came with keyword arguments; task_func(task_type, args) takes none")
-            return self._registry.catch_all(attempt.message.task, list(args))
-        if not task.is_coroutine:
-            try:
-                return task.function(*args, **kwargs)
-            except TypeError as error:
-                if error.__traceback__ is not None and error.__traceback__.tb_next is None:
-                    task.bind(args, kwargs)
-                raise
-        task.bind(args, kwargs)
-        return self._loop.run(_entered(task.function(*args, **kwargs), ctx), ctx.on_cancel)
-
-    def _raised(self, error: BaseException, ctx: context.Context) -> Outcome:
-        if ctx.cancelled and isinstance(error, asyncio.CancelledError | concurrent.futures.CancelledError):
-            return Cancelled()
-        if isinstance(error, ArgumentError | NotSerializable | MessageTooLarge | MessageInvalid):
-            return Failed(ErrorInfo(error.code, f"{error.cause}. {error.advice}"), retryable=False)
-        if isinstance(error, KRQError):
+                inputs = (inputs[0], self._reach.read(message.named(attempt.message.after)))
+            if held.alone:
+                return self._reach.hosts.run(held, attempt, ctx, inputs)
+        except KRQError as error:
             return Failed(ErrorInfo(error.code, str(error), describe(error).traceback))
-        return from_exception(error)
+        return self._execute.stoppable(attempt, ctx, inputs, timeout)
 
     def _decide(self, attempt: Attempt, outcome: Outcome) -> Outcome:
         for module in self._policies:
             try:
-                outcome = module.outcome(attempt, outcome)
-            except Exception as error:  # boundary: a policy that raises fails the task, in plain sight
+                decided = module.outcome(attempt, outcome)
+                if not isinstance(decided, Outcome):
+                    raise TypeError(f"{type(module).__name__}.outcome() returned {type(decided).__name__}, which is no outcome")
+                outcome = decided
+            except BaseException as error:  # boundary: a policy that raises fails the task, in plain sight
                 log.exception("module %s could not decide about %s", type(module).__name__, attempt.id)
                 outcome = Failed(describe(error), retryable=False)
         return outcome
+
+    def _send(self, held: Held, attempt: Attempt, outcome: Succeeded, family: Family) -> Outcome:
+        """Send what it has made: before its end is settled, so that it never waits for what the log does not have."""
+        error = self._reach.send(family, lambda: held.context.cancelled)
+        if error is not None:
+            return self._decide(attempt, Failed(ErrorInfo(error.code, str(error))))
+        return Cancelled() if held.context.cancelled else outcome
 
     def observe(self, hook: str, *args: Any) -> None:
         """Tell the modules that have this hook. One that fails is logged, and changes nothing."""
         for tell in self._observers[hook]:
             try:
                 tell(*args)
-            except Exception:  # boundary: observers may fail
+            except BaseException:  # boundary: observers may fail
                 log.exception("%s failed; the worker goes on", tell.__qualname__)
 
 
-async def _entered(coroutine: Any, ctx: context.Context) -> Any:
-    context.enter(ctx)
-    return await coroutine
-
-
-def arguments(msg: Message, inputs: Sequence[Any] | None) -> tuple[Sequence[Any], dict[str, Any]]:
-    """The arguments of a call, with the results it waited for in front where it asked for them."""
-    if not inputs or not inputs[1]:
-        return msg.args, msg.kwargs
-    values = [_decode(value) for value in inputs[1]]
-    return ([values] if inputs[0] == "list" else values) + msg.args, msg.kwargs
-
-
-def settle(held: Held, attempt: Attempt, outcome: Outcome) -> Settle:
+def settle(held: Held, attempt: Attempt, outcome: Outcome, max_deaths: int) -> Settle:
     """An outcome as the store and the log get it."""
     entry: dict[str, Any] = {}
-    kind, delay, letter = "S", 0, None
+    kind, delay, history = "S", 0, ""
     match outcome:
+        case Succeeded(result=raw, family=Family()):
+            kind, value = "W", raw.decode()
+            entry = {"outcome": "spawned"}
         case Succeeded(result=raw):
             value = raw.decode()
             entry = {"outcome": "success", "result": msgspec.Raw(raw)}
@@ -156,29 +156,33 @@ def settle(held: Held, attempt: Attempt, outcome: Outcome) -> Settle:
         case Cancelled():
             kind, value = "C", _encode(_CANCELLED).decode()
             entry = {"outcome": "cancelled", "error": _CANCELLED}
-        case Failed(error=error) | TimedOut(error=error):
+        case Died(cause=cause):
+            kind, value, delay = "D", cause, max_deaths
+            entry = {"outcome": "died", "error": ErrorInfo("DIED", cause)}
+        case Failed(error=error, why=why) | TimedOut(error=error, why=why):
             kind, value = "F", _encode(error).decode()
-            entry = {"outcome": "failed", "error": error}
-            if isinstance(outcome, Failed) and outcome.dead:
-                letter = _letter(held, attempt, error)
+            entry = {"outcome": "failed", "error": error, "reason": why}
+    if kind not in "SW":
+        history = _history(held, attempt.worker, entry["outcome"], entry["error"])
     encoded = events.encode_entry(Entry(
         id=held.id, name=attempt.message.task, queue=held.queue, attempt=held.attempt, failures=held.failures, deaths=held.deaths,
         worker=attempt.worker, sent=held.sent, started=held.started, finished=_now(), **entry,
     ))
-    return Settle(held, kind, value, encoded.decode(), delay, letter)
+    family = outcome.family if isinstance(outcome, Succeeded) else None
+    return Settle(held, kind, value, encoded.decode(), delay, history, family)
 
 
-def _letter(held: Held, attempt: Attempt, error: ErrorInfo) -> bytes:
-    return events.encode_letter(DeadLetter(
-        reason=error.message, code=error.type, at=_now(), queue=held.queue, id=held.id, name=attempt.message.task,
-        error=error, value=held.raw,
-    ))
+def _history(held: Held, worker: str, outcome: str, error: ErrorInfo) -> str:
+    short = msgspec.structs.replace(error, message=cut(error.message, HISTORY), traceback=cut(error.traceback, HISTORY))
+    return _encode(
+        {"attempt": held.attempt, "outcome": outcome, "worker": worker, "started": held.started, "finished": _now(), "error": short},
+    ).decode()
 
 
 def _unknown(held: Held) -> Failed:
     assert held.message is not None
     text = f"no live worker of queue {held.queue!r} knows the task {held.message.task!r}"
-    return Failed(ErrorInfo(UnknownTask.code, text), retryable=False, dead=True)
+    return Failed(ErrorInfo(UnknownTask.code, text), retryable=False)
 
 
 def _now() -> int:

@@ -10,10 +10,12 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
 from krq.worker.engine import Held, Load
+from krq.worker.execute import within
 
 
 class Loop:
@@ -23,19 +25,30 @@ class Loop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
 
-    def run(self, awaitable: Awaitable[Any], started: Callable[[Callable[[], object]], None]) -> Any:
-        """Run it to its end and return its result; ``started`` gets a function that cancels it, from any thread."""
+    def run(self, awaitable: Awaitable[Any], timeout: float | None, started: Callable[[Callable[[], object]], None]) -> Any:
+        """Run it to its end and return its result; ``started`` gets a function that cancels it, from any thread.
+
+        Raises ``LateCoroutine`` where it was cancelled after ``timeout`` seconds. Returns only when it has really ended.
+        """
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="krq-coroutines", daemon=True).start()
-        future = asyncio.run_coroutine_threadsafe(_as_coroutine(awaitable), self._loop)
-        started(future.cancel)
-        return future.result()
+                threading.Thread(target=_forever, args=(self._loop,), name="krq-coroutines", daemon=True).start()
+        return asyncio.run_coroutine_threadsafe(_cancellable(awaitable, timeout, started), self._loop).result()
 
 
-async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
+def _forever(loop: asyncio.AbstractEventLoop) -> None:
+    """A coroutine that raises SystemExit or KeyboardInterrupt ends its attempt as any exception would; asyncio lets both through."""
+    while True:
+        with suppress(SystemExit, KeyboardInterrupt):
+            loop.run_forever()
+
+
+async def _cancellable(awaitable: Awaitable[Any], timeout: float | None, started: Callable[[Callable[[], object]], None]) -> Any:
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    started(lambda: loop.call_soon_threadsafe(task.cancel))
+    return await within(awaitable, timeout)
 
 
 class Slots:

@@ -1,7 +1,8 @@
 -- Renew leases, and see who else beats. Runs while the namespace is closed, too.
 -- flags: allow-oom
 -- ARGV[2] {incarnations}
--- Reply OK {dead, beats, now_ms}: dead, those of the given that are not registered; beats {incarnation, counter, ...} of all
+-- Reply OK {dead, beats, now_ms, remains}: dead, those of the given that are not registered; beats {incarnation, counter, ...} of all;
+--   remains {incarnation, JSON of {started, cause, suspects}, ...} of the dead whose recovery was broken off
 -- May be repeated: a beat more does no harm.
 
 local why = refused(true)
@@ -15,4 +16,4 @@ for _, inc in ipairs(A[1]) do
     call('HSET', K.worker(inc), 'beat', now)
   end
 end
-return reply('OK', dead, call('HGETALL', K.beats), now)
+return reply('OK', dead, call('HGETALL', K.beats), now, call('HGETALL', K.remains))

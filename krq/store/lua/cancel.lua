@@ -7,20 +7,7 @@
 local why = refused()
 if why then return reply(why) end
 local answers = {}
-for i, id in ipairs(A[1]) do
-  local t = call('HMGET', K.task(id), 's', 'o')
-  local s = t[1]
-  if s == 'p' then
-    -- told once; afterwards sync.lua's audit tells it again, until its end
-    if call('HSETNX', K.task(id), 'c', 1) == 1 then call('RPUSH', K.stops(t[2]), id) end
-  elseif s == 'q' or s == 'd' or s == 'w' then
-    end_here(id, 'C', 'CANCELLED', 'cancelled before it ran')
-    s = 'C'
-  elseif s == 'm' then
-    call('HSET', K.task(id), 'c', 1)
-  end
-  answers[i] = s
-end
+for i, id in ipairs(A[1]) do answers[i] = cancel_task(id, 'cancelled before it ran') end
 tell_dependents()
 finish_call()
 return reply('OK', answers)

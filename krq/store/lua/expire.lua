@@ -15,22 +15,23 @@ for _, time in ipairs(call('HVALS', K.intake)) do horizon = math.min(horizon, to
 horizon = horizon - A[1]
 local n = 0
 
-local function forget(id)
-  call('DEL', K.task(id), K.message(id), K.result(id), K.dependents(id))
+local function forget(id, workflow)
+  call('DEL', K.task(id), K.message(id), K.result(id), K.dependents(id), K.history(id), K.waited(id), K.blocked(id), K.children(id))
   call('ZREM', K.failed, id)
+  if workflow then call('SREM', K.workflow(workflow), id) end
   n = n + 1
 end
 
 for _ = 1, 200 do
   local id = call('LINDEX', K.done, -1)
   if not id then break end
-  local t = call('HMGET', K.task(id), 's', 'tf', 'p', 'rd')
+  local t = call('HMGET', K.task(id), 's', 'tf', 'p', 'rd', 'wf')
   if not FINAL[t[1]] then call('RPOP', K.done)
   elseif tonumber(t[2]) > horizon then break
   elseif t[3] ~= '' or (tonumber(t[4]) or 0) > 0 then call('LMOVE', K.done, K.done, 'RIGHT', 'LEFT')
   else
     call('RPOP', K.done)
-    forget(id)
+    forget(id, t[5])
   end
 end
 
@@ -41,9 +42,12 @@ for _, id in ipairs(call('ZRANGEBYSCORE', K.expiring, '-inf', now, 'LIMIT', 0, 1
   else call('ZREM', K.expiring, id) end
 end
 
+-- At most 1,000 of them, from another place each time.
 local looks = 0
 local function missing(id)
-  for _, on in ipairs(cmsgpack.unpack(call('GET', K.after(id)) or '\144')) do
+  local after = cmsgpack.unpack(call('GET', K.after(id)) or '\144')
+  local first = now % math.max(1, size_of(after) - 999) + 1
+  for _, on in ipairs(ids_in(after, first, first + 999)) do
     looks = looks + 1
     local t = call('HMGET', K.task(on), 's', 'ts')
     if not t[1] or (t[1] == 'm' and tonumber(t[2]) <= horizon) then return on end
@@ -64,7 +68,7 @@ for _, inbox in ipairs(call('SRANDMEMBER', K.gone, 5)) do
       if expires > 0 and expires < now then end_here(id, 'F', 'EXPIRED', 'its worker was gone until its expiry') end
     end
   end
-  if call('EXISTS', K.ready(inbox), K.scheduled(inbox)) == 0 then
+  if call('EXISTS', K.ready(inbox), K.scheduled(inbox), K.limited(inbox)) == 0 then
     call('SREM', K.gone, inbox)
     if string.sub(inbox, 1, 6) == 'inbox.' then
       call('SREM', K.queues, inbox)

@@ -4,11 +4,17 @@
 --   EMPTY no epoch here · RESTARTED another server life · EPOCH another epoch · CLOSED not open · DEAD no such incarnation
 --
 -- Fields of a task: s state (m marker, w waiting, d scheduled, q queued, p processing, S F C final) · n name · q queue · ts sent · h checksum
---   a attempt · f failures · i deaths · or leases that expired unreported · g generation · o owner, of the last attempt when it is over
+--   a attempt · f failures · i deaths of its own · ir interruptions: its worker died while it ran · or leases that expired unreported
+--   su runs alone: 1 it is suspected of a death, 0 of lost leases · g generation · o owner, of the last attempt when it is over
 --   tt taken at · tf finished at · r short value · p positions not yet complete (longer than 64 bytes when it was published many times),
 --   '' once the end is logged · e holder of the entry of an end that a script made · pr priority · due · x expiry · in inputs · w dependencies
---   still open, where it has any · ln of more than EDGES dependencies: how many are counted · rd dependents not final: a task nobody has published may have this alone · c cancel asked · un not known
---   since · wa somebody waits for its end · as asserted before its record was seen · pg progress
+--   still open, where it has any · ln of more than EDGES dependencies: how many are counted · nd JSON, the needs of such, see admit.lua
+--   of what it does when one fails: c it runs all the same, r it takes the rest with it · wf the workflow it is in: the id of its first task
+--   vs how the generation before ended
+--   rd dependents not final: a task nobody has published may have this alone · c cancel asked · un not known
+--   since · wa somebody waits for its end · as asserted before its record was seen · pg progress · st bytes of its steps, where it keeps any
+--   kd it has run and waits for the tasks it made: how it ends, see settle.lua
+--   k key, or its digest where it is long · l places it has, pk where it is parked (places.lua) · u its claim, until its end
 
 local call = redis.call
 local A = cmsgpack.unpack(ARGV[2])
@@ -107,8 +113,70 @@ local function to_ready(id, queue, priority, arrival)
   line_up(id, queue, priority, arrival, call('STRLEN', K.message(id)))
 end
 
--- Taken and not settled: ready again, in front, nobody's.
-local function hand_back(id, queue, priority)
+-- It is out of the ready pool: its bytes are no longer counted.
+local function uncount(id, queue)
+  count(K.queue(queue), 'bytes', -call('STRLEN', K.message(id)))
+end
+
+-- Places, and what is parked: see places.lua.
+local function group_of(letter, name, key)
+  if letter == 'n' or letter == 'r' then return letter .. name end
+  return letter .. name .. '\0' .. (key or '')
+end
+
+-- One more may go: whoever serves a queue where some wait for it looks at once.
+local function open_group(group)
+  for _, queue in ipairs(call('SMEMBERS', K.lots(group))) do
+    call('ZADD', K.limited(queue), 0, group)
+    wakes[queue] = true
+  end
+end
+
+-- It lets go of its places, but for the letters in keep, and of a claim that nobody else may have while it is not final.
+local function leave_places(id, held, claim, keep)
+  local t = call('HMGET', K.task(id), 'n', 'k')
+  local kept = ''
+  for letter in string.gmatch(held or '', '.') do
+    local group = group_of(letter, t[1], t[2])
+    if string.find(keep, letter, 1, true) then kept = kept .. letter
+    elseif letter == 'o' then
+      if call('ZREM', K.line(group), id) == 1 then open_group(group) end
+    elseif letter ~= 'r' then
+      if call('SREM', K.busy(group), id) == 1 then open_group(group) end
+    end
+  end
+  if kept == '' then call('HDEL', K.task(id), 'l') else call('HSET', K.task(id), 'l', kept) end
+  if claim then
+    local unique = K.unique(t[1] .. '\0' .. claim)
+    if call('GET', unique) == id then call('DEL', unique) end
+    call('HDEL', K.task(id), 'u')
+  end
+end
+
+-- Where none of a group is parked any more nobody looks.
+local function close_lot(queue, group)
+  if call('EXISTS', K.parked(queue .. ':' .. group)) == 1 then return false end
+  call('SREM', K.lots(group), queue)
+  call('ZREM', K.limited(queue), group)
+  return true
+end
+
+-- It waits for a place no more.
+local function leave_park(id, queue)
+  local t = call('HMGET', K.task(id), 'pk', 'n', 'k')
+  if not t[1] then return end
+  call('HDEL', K.task(id), 'pk')
+  local group = group_of(t[1], t[2], t[3])
+  if call('ZREM', K.parked(queue .. ':' .. group), id) == 0 then return end
+  count(K.queue(queue), 'parked', -1)
+  uncount(id, queue)
+  close_lot(queue, group)
+end
+
+-- Taken and not settled: ready again, in front, nobody's. keep: the letters of the places it keeps (places.lua).
+local function hand_back(id, queue, priority, keep)
+  local held = call('HGET', K.task(id), 'l')
+  if held then leave_places(id, held, nil, keep or 'o') end
   call('HDEL', K.task(id), 'o')
   to_ready(id, queue, priority, 0)
 end
@@ -120,15 +188,10 @@ local function to_scheduled(id, queue, due)
   if first == id then wakes[queue] = true end
 end
 
--- It is out of the ready pool: its bytes are no longer counted.
-local function uncount(id, queue)
-  count(K.queue(queue), 'bytes', -call('STRLEN', K.message(id)))
-end
-
 -- Out of every schedule it may stand in.
 local function unschedule(id, state, queue, owner)
   if state == 'q' then
-    if call('ZREM', K.ready(queue), id) == 1 then uncount(id, queue) end
+    if call('ZREM', K.ready(queue), id) == 1 then uncount(id, queue) else leave_park(id, queue) end
   elseif state == 'd' then call('ZREM', K.scheduled(queue), id)
   elseif state == 'w' then call('ZREM', K.waiting, id)
   elseif state == 'p' and owner then call('SREM', K.held(owner), id) end
@@ -142,6 +205,14 @@ local function store_value(id, value)
     call('HDEL', K.task(id), 'r')
     call('SET', K.result(id), value)
   end
+end
+
+-- What a task gave, as who waited for it gets it: JSON of the result; of one that did not succeed "!", its state, and JSON of the error.
+-- While it runs again it is what it gave before.
+local function value_of(id)
+  local t = call('HMGET', K.task(id), 'r', 's', 'vs')
+  local value, s = t[1] or call('GET', K.result(id)) or 'null', FINAL[t[2]] and t[2] or t[3]
+  return (s == 'F' or s == 'C') and '!' .. s .. value or value
 end
 
 -- Field p with one position more, or nil where it is among the known already.
@@ -158,8 +229,8 @@ local function add_position(known, queue, partition, offset, ordered)
 end
 
 -- Ends of tasks. What waits for them is told in slices: at most BUDGET in one call, the rest by the fan list.
--- To note that one of several is done costs 1; to make a task ready, or to end it, MOVE.
-local BUDGET, MOVE = 1000, 5
+-- To note that one of several is done costs 1; to make a task ready MOVE, to end it END.
+local BUDGET, MOVE, END = 1000, 5, 10
 local MARKER_S = 86400
 local ended = {}
 
@@ -171,6 +242,31 @@ end
 
 -- Edges that one call adds or lets go of a task; the rest by the list of edges, of which every take does one slice.
 local EDGES = 500
+
+-- What a task waits for: ids, and {prefix, n} for n members of a large group, prefix0 to prefix<n-1>.
+local function size_of(after)
+  local n = #after
+  for _, e in ipairs(after) do
+    if type(e) == 'table' then n = n + e[2] - 1 end
+  end
+  return n
+end
+
+-- The ids from one place to another.
+local function ids_in(after, first, last)
+  local ids, place = {}, 0
+  for _, e in ipairs(after) do
+    if place >= last then break end
+    if type(e) == 'table' then
+      for i = math.max(first, place + 1), math.min(last, place + e[2]) do ids[#ids + 1] = e[1] .. i - place - 1 end
+      place = place + e[2]
+    else
+      place = place + 1
+      if place >= first then ids[#ids + 1] = e end
+    end
+  end
+  return ids
+end
 
 local function let_go(on)
   if call('HINCRBY', K.task(on), 'rd', -1) > 0 then return end
@@ -185,12 +281,13 @@ local function let_go_of_dependencies(id, all)
   local after = call('GET', K.after(id))
   if not after then return end
   after = cmsgpack.unpack(after)
-  local linked = tonumber(call('HGET', K.task(id), 'ln') or #after)
+  local size = size_of(after)
+  local linked = tonumber(call('HGET', K.task(id), 'ln') or size)
   local rest = all and 0 or math.max(0, linked - EDGES)
-  for i = linked, rest + 1, -1 do let_go(after[i]) end
+  for _, on in ipairs(ids_in(after, rest + 1, linked)) do let_go(on) end
   if rest == 0 then
-    call('DEL', K.after(id))
-    if #after > EDGES then call('HDEL', K.task(id), 'ln') end
+    call('RENAME', K.after(id), K.waited(id))
+    if size > EDGES then call('HDEL', K.task(id), 'ln') end
     return
   end
   call('HSET', K.task(id), 'ln', rest)
@@ -203,6 +300,21 @@ local function notify(id, state)
   call('DEL', K.watchers(id))
 end
 
+local function forget_steps(id)
+  call('DEL', K.steps(id))
+  call('HDEL', K.task(id), 'st')
+end
+
+-- An attempt that did not succeed, for people. entry: JSON, or a table.
+local function remember(id, entry)
+  call('RPUSH', K.history(id), type(entry) == 'table' and cjson.encode(entry) or entry)
+  call('LTRIM', K.history(id), -10, -1)
+end
+
+local function poison_text(deaths, cause)
+  return 'its process died ' .. deaths .. ' times while it ran; last: ' .. cause
+end
+
 -- Tell everybody that this task concerns of its end. waited, depended, watched: its fields w, rd, wa.
 local function tell_end(id, queue, state, waited, depended, watched)
   if waited then let_go_of_dependencies(id) end
@@ -212,127 +324,32 @@ end
 
 -- An end that no worker reports: expired, cancelled, poison, a failed dependency. Its entry goes to an outbox of the scripts' own: "~", and
 -- for later generations "~1" and so on, as they may end at the same attempt.
-local function end_here(id, state, code, text)
-  local t = call('HMGET', K.task(id), 's', 'q', 'n', 'a', 'o', 'f', 'i', 'ts', 'g', 'w', 'rd', 'wa', 'x')
+-- With a value: the end of a task that has run, and whose children have ended.
+local function end_here(id, state, code, text, value)
+  local t = call('HMGET', K.task(id), 's', 'q', 'n', 'a', 'o', 'f', 'i', 'ts', 'g', 'w', 'rd', 'wa', 'x', 'st', 'of', 'l', 'u', 'kd')
   local at = now_ms()
+  if t[14] then forget_steps(id) end
   if t[13] then call('ZREM', K.expiring, id) end
   local holder = '~' .. (t[9] or '')
   unschedule(id, t[1], t[2], t[5])
-  local err = {type = code, message = text}
+  if t[16] or t[17] then leave_places(id, t[16], t[17], '') end
+  local err = not value and {type = code, message = text} or nil
   call('HSET', K.task(id), 's', state, 'tf', at, 'e', holder)
-  store_value(id, cjson.encode(err))
-  local entry = {id = id, name = t[3], queue = t[2], outcome = state == 'C' and 'cancelled' or 'failed',
+  store_value(id, value or cjson.encode(err))
+  local entry = {id = id, name = t[3], queue = t[2], outcome = value and 'success' or state == 'C' and 'cancelled' or 'failed',
     attempt = tonumber(t[4]) or 0, failures = tonumber(t[6]) or 0, deaths = tonumber(t[7]) or 0,
     worker = t[5] or nil, error = err, sent = tonumber(t[8]) or 0, finished = at}
-  call('HSET', K.outbox(holder), id .. ':' .. (t[4] or 0), cjson.encode(entry))
+  local encoded = cjson.encode(entry)
+  if value then
+    encoded = string.sub(encoded, 1, -2) .. ',"result":' .. value .. '}'
+    call('DEL', K.message(id))
+  end
+  call('HSET', K.outbox(holder), id .. ':' .. (t[4] or 0), encoded)
   call('SADD', K.orphans, holder)
   end_task(id, t[2], state, at)
   tell_end(id, t[2], state, t[10], t[11], t[12])
-end
-
--- What to say of a task that did not succeed: the first cause, however long the chain from there.
-local causes = {}
-local function cause(on)
-  if causes[on] then return causes[on] end
-  local t = call('HMGET', K.task(on), 'n', 'r')
-  local read, err = pcall(cjson.decode, t[2] or call('GET', K.result(on)) or '')
-  if not read or type(err) ~= 'table' then err = {} end
-  local text = tostring(err.message or 'no reason is known')
-  if err.type ~= 'DEPENDENCY_FAILED' then
-    if #text > 300 then text = string.gsub(string.sub(text, 1, 300), '[\192-\255][\128-\191]*$', '') .. ' ...' end
-    text = 'waited for ' .. on .. ' (' .. (t[1] or '?') .. '), which did not succeed: ' .. tostring(err.type or '?') .. ': ' .. text
+  if (t[15] == 'r' and t[10]) or (t[18] and state == 'C') then
+    call('LPUSH', K.edges, '!1:' .. id)
+    wakes[t[2]] = true
   end
-  causes[on] = text
-  return text
-end
-
--- n of its dependencies have succeeded: ready, or scheduled, when they were the last. Returns what it cost.
-local function release(id, n)
-  if call('HINCRBY', K.task(id), 'w', -n) > 0 then return 1 end
-  call('ZREM', K.waiting, id)
-  local t = call('HMGET', K.task(id), 'q', 'pr', 'due')
-  local due = tonumber(t[3]) or 0
-  if due > now_ms() then to_scheduled(id, t[1], due)
-  else to_ready(id, t[1], t[2], next_sequence()) end
-  return MOVE
-end
-
--- Returns what it cost.
-local function tell(dependent, id, ok)
-  if call('HGET', K.task(dependent), 's') ~= 'w' then return 1 end
-  if ok then return release(dependent, 1) end
-  end_here(dependent, 'F', 'DEPENDENCY_FAILED', cause(id))
-  return MOVE
-end
-
--- Each dependency from the first to the last counts who depends on it, also one that nobody has published yet.
--- Returns how many are open, and one that failed.
-local function add_edges(id, after, first, last)
-  local n, failed = 0, nil
-  for i = first, last do
-    local on = after[i]
-    local s = call('HGET', K.task(on), 's')
-    if s == 'F' or s == 'C' or on == id then failed = failed or on
-    elseif s ~= 'S' then
-      call('RPUSH', K.dependents(on), id)
-      n = n + 1
-      if s == 'm' then call('PERSIST', K.task(on)) end
-    end
-    call('HINCRBY', K.task(on), 'rd', 1)
-  end
-  return n, failed
-end
-
--- While edges are missing the task waits for one more than it knows of.
-local function add_more_edges(id, slice)
-  local t = call('HMGET', K.task(id), 's', 'ln', 'q')
-  if t[1] ~= 'w' or not t[2] then return end
-  local after = cmsgpack.unpack(call('GET', K.after(id)))
-  local last = math.min(t[2] + slice, #after)
-  local n, failed = add_edges(id, after, t[2] + 1, last)
-  if last == #after then call('HDEL', K.task(id), 'ln') else call('HSET', K.task(id), 'ln', last) end
-  if failed then return end_here(id, 'F', 'DEPENDENCY_FAILED', cause(failed)) end
-  if last == #after then return release(id, 1 - n) end
-  call('HINCRBY', K.task(id), 'w', n)
-  call('LPUSH', K.edges, '+' .. id)
-  wakes[t[3]] = true
-end
-
--- One slice, at most so large. Returns whether there is more.
-local function work_on_edges(slice)
-  local item = call('RPOP', K.edges)
-  if not item then return false end
-  local id = string.sub(item, 2)
-  if string.sub(item, 1, 1) == '+' then add_more_edges(id, slice)
-  elseif FINAL[call('HGET', K.task(id), 's')] then let_go_of_dependencies(id) end
-  return call('EXISTS', K.edges) == 1
-end
-
--- The next end whose dependents must be told: of this call, or, where fan is true, of an earlier one that was cut off.
-local function next_ended(fan)
-  local e = table.remove(ended)
-  if e or not fan then return e end
-  local item = call('RPOP', K.fan)
-  return item and {string.sub(item, 2), string.sub(item, 1, 1) == '+'}
-end
-
--- Returns whether there may be more to tell. Each item of the fan list: + or - for success, and the id.
-local function tell_dependents(fan)
-  local left = BUDGET
-  local e = next_ended(fan)
-  while e do
-    local more = true
-    while left > 0 and more do
-      local most = math.ceil(left / MOVE)
-      local dependents = call('LPOP', K.dependents(e[1]), most) or {}
-      for _, dependent in ipairs(dependents) do left = left - tell(dependent, e[1], e[2]) end
-      more = #dependents == most
-    end
-    if left <= 0 and call('EXISTS', K.dependents(e[1])) == 1 then
-      call('LPUSH', K.fan, (e[2] and '+' or '-') .. e[1])
-      if e[3] then wakes[e[3]] = true end
-    end
-    e = next_ended(fan and left > 0)
-  end
-  return left <= 0
 end

@@ -13,6 +13,14 @@ local ids = call('ZRANGE', K.ready(queue), 0, 199)
 if #ids < 200 then
   for _, id in ipairs(call('ZRANGE', K.scheduled(queue), 0, 199 - #ids)) do ids[#ids + 1] = id end
 end
+for _, group in ipairs(call('ZRANGE', K.limited(queue), 0, 49)) do
+  local rest = 199 - #ids
+  if rest < 0 then break end
+  local parked = K.parked(queue .. ':' .. group)
+  for _, id in ipairs(call('ZRANGE', parked, 0, rest)) do
+    if call('HGET', K.task(id), 's') == 'q' then ids[#ids + 1] = id else call('ZREM', parked, id) end
+  end
+end
 for _, id in ipairs(ids) do
   local s = call('HGET', K.task(id), 's')
   if s == 'q' or s == 'd' then end_here(id, 'C', 'PURGED', 'its queue was purged')

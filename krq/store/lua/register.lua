@@ -1,6 +1,7 @@
 -- Enter an incarnation: from now on it may take, while it beats.
 -- flags: allow-oom
--- ARGV[2] {incarnation, fields, names, queues}; fields {name, value, ...} of the worker; names it knows, {"*"} for all
+-- ARGV[2] {incarnation, fields, names, queues, limits}; fields {name, value, ...} of the worker; names it knows, {"*"} for all;
+--   limits {name, JSON or false} of the names it knows (places.lua)
 -- Reply OK {now_ms}
 -- May be repeated.
 
@@ -15,4 +16,6 @@ variadic('SADD', K.queues, queues)
 for i = 1, #fields, 2 do
   if fields[i] == 'inbox' then call('SREM', K.gone, fields[i + 1]) end
 end
+define(A[5])
+finish_call()
 return reply('OK', now_ms())

@@ -1,8 +1,8 @@
 -- Give ready messages to an incarnation. The only script that raises an attempt.
 -- flags: allow-oom
 -- ARGV[2] {incarnation, number, most, queues, unknown_grace_ms}: number rises with each take; queues in the order to serve.
--- Reply OK {tasks, next_due, more}: tasks {id, attempt, failures, deaths, raw, sent, queue, inputs, known}; next_due in ms from
---   now, or false; more, whether there is more to do. STALE: a later take was seen. Of unreported lease ends, two are a death.
+-- Reply OK {tasks, next_due, more}: tasks {id, attempt, failures, deaths, raw, sent, queue, inputs, known, alone}; next_due in ms
+--   from now, or false; more, whether there is more to do; alone: in a process of its own. STALE: a later take was seen.
 -- May be repeated with the same number: the same tasks, as far as they are still the incarnation's.
 
 local why = refused()
@@ -19,24 +19,20 @@ local function inputs_of(id)
   if not after then return {} end
   local values = {}
   after = cmsgpack.unpack(after)
-  if #after > EDGES then return false end
-  for i, on in ipairs(after) do
-    values[i] = call('HGET', K.task(on), 'r') or call('GET', K.result(on)) or 'null'
-  end
+  if size_of(after) > EDGES then return false end
+  for i, on in ipairs(ids_in(after, 1, EDGES)) do values[i] = value_of(on) end
   return values
 end
 
 local function read(key)
-  return call('HMGET', key, 's', 'n', 'a', 'f', 'i', 'ts', 'x', 'c', 'in', 'un', 'or')
+  return call('HMGET', key, 's', 'n', 'a', 'f', 'i', 'ts', 'x', 'c', 'in', 'un', 'su', 'k', 'l')
 end
 
 -- The message is filled in afterwards, for all at once.
 local function hand_over(id, attempt, queue, t, known)
   messages[#messages + 1] = K.message(id)
-  local deaths = t[5] and tonumber(t[5]) or 0
-  if t[11] then deaths = deaths + math.floor(t[11] / 2) end
-  tasks[#tasks + 1] = {id, attempt, t[4] and tonumber(t[4]) or 0, deaths, '', tonumber(t[6]) or 0, queue,
-    t[9] and {t[9], inputs_of(id)} or false, known}
+  tasks[#tasks + 1] = {id, attempt, t[4] and tonumber(t[4]) or 0, t[5] and tonumber(t[5]) or 0, '', tonumber(t[6]) or 0, queue,
+    t[9] and {t[9], inputs_of(id)} or false, known, t[11] and true}
 end
 
 local function fill_in()
@@ -83,8 +79,8 @@ local function put_off(id, key, since, queue)
   return true
 end
 
-local others = {}
-local function give(id, queue)
+local others, parks = {}, 0
+local function give(id, queue, score)
   local key = K.task(id)
   local t = read(key)
   if t[1] ~= 'q' then return end
@@ -101,6 +97,11 @@ local function give(id, queue)
     others[queue] = true
     return
   end
+  local limits = limits_of(t[2])
+  if limits and not enter_places(id, queue, limits, t[2], t[12], t[13] or '', score, now) then
+    parks = parks + 1
+    return
+  end
   local attempt = t[3] and t[3] + 1 or 1
   call('HSET', key, 's', 'p', 'a', t[3] and attempt or '1', 'o', inc, 'tt', at)
   given[#given + 1] = {id, attempt, known}
@@ -115,23 +116,71 @@ local function ready_what_is_due(queue)
   write_lines()
 end
 
+-- Groups that one take looks at in a queue, tasks that it moves in a group, and tasks that it parks before it gives up to find others.
+local LOOKS, LOOK, PARKS = 64, 200, 100
+
+local function move(id, queue, parked, score)
+  call('ZREM', parked, id)
+  count(K.queue(queue), 'parked', -1)
+  call('HDEL', K.task(id), 'pk')
+  if call('HGET', K.task(id), 's') == 'q' then gather(lines, queue, score, id) else uncount(id, queue) end
+end
+
+-- Out of what is parked in a group as many as may run by now, first come first served: to where they stood in the ready pool.
+local function look_at(queue, group, name, key)
+  local letter, d = string.sub(group, 1, 1), limits_of(name) or {}
+  local parked = K.parked(queue .. ':' .. group)
+  local room, again = LOOK, 1000
+  if letter == 'o' and d.o then
+    room = 0
+    local id = first_in_line(group)
+    local score = id and call('ZSCORE', parked, id)
+    if score then move(id, queue, parked, score) else again = AUDIT end
+  elseif letter == 'n' and d.c or letter == 'k' and d.k then
+    room = math.min(LOOK, room_in(letter, group, letter == 'n' and d.c or d.k))
+    if room < 1 then again = AUDIT end
+  elseif letter == 'r' and d.t then
+    local at
+    at, room = rate_of(name, d.t, now)
+    again = math.max(1, at + math.max(0, room) * d.t - now)
+  end
+  if room > 0 then
+    local ids = call('ZRANGE', parked, 0, room - 1, 'WITHSCORES')
+    for i = 1, #ids, 2 do move(ids[i], queue, parked, ids[i + 1]) end
+  end
+  if not close_lot(queue, group) then call('ZADD', K.limited(queue), math.ceil(now + again), group) end
+end
+
+local function look_at_limited(queue)
+  for _, group in ipairs(call('ZRANGEBYSCORE', K.limited(queue), '-inf', now, 'LIMIT', 0, LOOKS)) do
+    look_at(queue, group, string.match(group, '^.(%Z*)%z?(.*)$'))
+  end
+  write_lines()
+end
+
 local next_due, more = false, false
+local function due_at(score)
+  if not score then return end
+  local wait = math.max(0, tonumber(score) - now)
+  if not next_due or wait < next_due then next_due = wait end
+end
+
 for _, queue in ipairs(queues) do
   if not call('HGET', K.queue(queue), 'paused') then
     ready_what_is_due(queue)
-    if #given < most then
+    look_at_limited(queue)
+    local before
+    while #given < most and parks < PARKS and before ~= parks do
+      before = parks
       local popped = call('ZPOPMIN', K.ready(queue), most - #given)
-      for i = 1, #popped, 2 do give(popped[i], queue) end
+      for i = 1, #popped, 2 do give(popped[i], queue, popped[i + 1]) end
     end
     local left = call('EXISTS', K.ready(queue)) == 1
     more = more or left
     -- wake another: for what is left, and for a name that another may know
     wakes[queue] = left or others[queue] or nil
-    local first = call('ZRANGE', K.scheduled(queue), 0, 0, 'WITHSCORES')
-    if first[2] then
-      local wait = math.max(0, tonumber(first[2]) - now)
-      if not next_due or wait < next_due then next_due = wait end
-    end
+    due_at(call('ZRANGE', K.scheduled(queue), 0, 0, 'WITHSCORES')[2])
+    due_at(call('ZRANGE', K.limited(queue), 0, 0, 'WITHSCORES')[2])
   end
 end
 
@@ -139,7 +188,7 @@ fill_in()
 for _, task in ipairs(tasks) do count(K.queue(task[7]), 'bytes', -#task[5]) end
 variadic('SADD', K.held(inc), ids)
 call('SET', K.taken(inc), cmsgpack.pack({number, given}))
-more = work_on_edges(#given > 0 and EDGES or 4 * EDGES) or more
+more = work_on_edges(#given > 0 and EDGES or 3 * EDGES) or more
 more = tell_dependents(true) or more
 finish_call()
 return reply('OK', tasks, next_due, more)

@@ -1,0 +1,1 @@
+"""Seeded protocol bugs, and what catches them: the test of the tests."""

@@ -1,0 +1,96 @@
+"""The supervisor's part: wedged children, children that can't live, a supervisor that stands still, clocks that jump."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from harness import Servers, Worker, ledger, until
+
+from krq.dev.valkey import ValkeyServer
+
+
+@pytest.fixture
+def place(valkey: ValkeyServer, namespace: str) -> Servers:
+    return Servers(valkey.url, valkey.url, namespace, heartbeat=0.3, lease=3)
+
+
+@contextmanager
+def odd(place: Servers, folder: Path, how: str) -> Iterator[Worker]:
+    worker = Worker(place, folder / "w.log", how, script="odd_app.py")
+    try:
+        yield worker
+    finally:
+        worker.close()
+
+
+def state(pid: int) -> str:
+    """R, S, T, Z …; "" when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
+
+
+def test_a_child_that_turns_no_more_is_killed_and_its_task_runs_again(place: Servers, tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    with place.app() as app, odd(place, tmp_path, "wedged") as worker:
+        worker.ready()
+        task = app.submit("work", str(path), "k", 0.3)
+        until(lambda: ledger(path), "it runs")
+        (stopped,) = worker.children
+        os.kill(stopped, signal.SIGSTOP)
+        assert task.result(timeout=15) == "k"
+        assert state(stopped) == ""
+        assert "has not turned for" in worker.text
+        assert (task.status().attempt, task.status().deaths) == (2, 0)
+    assert [line[0] for line in ledger(path)] == ["S", "S", "F"]
+
+
+def test_a_worker_whose_children_can_not_live_gives_up_and_says_so(place: Servers, tmp_path: Path) -> None:
+    with place.app() as app, odd(place, tmp_path, "dies") as worker:
+        assert worker.process.wait(20) == 1
+        assert "WORKER_RECOVERY_FAILED" in worker.text
+        assert "giving up: 2 restarts in a row" in worker.text
+        failures = app.failures()
+        assert [failure.cause for failure in failures] == ["exit code 9"] * 3
+        assert {failure.worker for failure in failures} == {"odd"}
+
+
+def test_under_a_supervisor_that_stands_still_a_child_ends_itself_before_its_lease_does(place: Servers, tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    with place.app() as app, odd(place, tmp_path, "plain") as worker:
+        worker.ready()
+        task = app.submit("work", str(path), "k", 6.0)
+        until(lambda: ledger(path), "it runs")
+        (child,) = worker.children
+        began = time.monotonic()
+        os.kill(worker.process.pid, signal.SIGSTOP)
+        until(lambda: state(child) in ("Z", ""), "the child has ended", 5)
+        assert time.monotonic() - began < 3
+        os.kill(worker.process.pid, signal.SIGCONT)
+        until(lambda: len(ledger(path)) == 2, "it runs again", 10)
+        assert task.status().deaths == 0
+        assert "its lease was lost" in app.failures()[0].cause
+
+
+def test_a_machine_whose_clock_jumps_loses_and_doubles_nothing(place: Servers, tmp_path: Path) -> None:
+    path, clock = tmp_path / "ledger", tmp_path / "clock"
+    clock.write_text("0")
+    with place.app() as app, odd(place, tmp_path, f"jumping:{clock}") as worker:
+        worker.ready()
+        delayed = [app.handle(app.send_task("work", [str(path), f"d{i}", 0.01], delay=1 + i / 10)) for i in range(20)]
+        flaky = app.submit("fails", "", 2)
+        plain = app.submit_many([{"task": "work", "args": [str(path), f"k{i}", 0.02]} for i in range(200)])
+        for number, offset in enumerate((7200, -7200, 0)):
+            until(lambda number=number: len(ledger(path)) > 100 * number, "some more are done")  # type: ignore[misc]
+            clock.write_text(str(offset))
+        assert flaky.result(timeout=20) == "at last"
+        assert [task.result(timeout=20) for task in [*plain, *delayed]] == [f"k{i}" for i in range(200)] + [f"d{i}" for i in range(20)]
+        assert app.failures() == []
+    assert len(ledger(path)) == 440
