@@ -102,7 +102,8 @@ class Children:
         if not self._ids:
             return None
         policy = "c" if self._on_failure == "continue" else ""
-        return Family(tuple(self._messages), tuple(message.shortened(self._awaited)), self._how, tuple(message.shortened(self._ids)), policy)
+        awaited, made = message.shortened(self._awaited), message.shortened(self._ids)
+        return Family(tuple(self._messages), tuple(awaited), self._how, tuple(made), policy)
 
 
 class _NotHere:

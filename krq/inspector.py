@@ -78,7 +78,7 @@ class Inspector:
         return list(found.values())
 
     def page(self, wanted: TaskFilter, cursor: str | None = None, limit: int = 50) -> TaskPage:
-        """A page of at most ``limit`` tasks after ``cursor``: those that run, that are queued, scheduled or waiting, then the ended ones.
+        """A page of at most ``limit`` tasks after ``cursor``: running, queued, scheduled and waiting ones, then those that have ended.
 
         The next come first, of the ended the latest. It looks at about 2,000 tasks at most: where a filter leaves few a page may be short and
         have a cursor all the same. A task that moves meanwhile may be seen twice. Raises ``OptionError`` for a cursor that is none.
@@ -98,7 +98,7 @@ class Inspector:
         return Latency(n=len(times), wait=_share(waits, 0.5), wait95=_share(waits, 0.95), run=_share(runs, 0.5), run95=_share(runs, 0.95))
 
     def arguments(self, task_ids: Sequence[str]) -> list[Arguments | None]:
-        """What these were sent with, as it may be shown. None: not known here, or it has succeeded and its message is gone. One round trip."""
+        """What these were sent with, as it may be shown, in one round trip. None: not known, or it has succeeded and its message is gone."""
         if not task_ids:
             return []
         with self._store.plain() as redis:
@@ -240,7 +240,8 @@ def _info(task_id: str, fields: dict[str, str]) -> TaskInfo:
 def _arguments(found: message.Message) -> Arguments:
     args, kwargs = masking.masked(found.args, found.kwargs, found.headers)
     return Arguments(
-        args=args, kwargs=kwargs, after=message.named(found.after), inputs=found.inputs, retries=found.retries, timeout=found.timeout, key=found.key,
+        args=args, kwargs=kwargs, after=message.named(found.after), inputs=found.inputs, retries=found.retries,
+        timeout=found.timeout, key=found.key,
     )
 
 

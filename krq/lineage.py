@@ -40,7 +40,6 @@ class _Kin(NamedTuple):
     parent: str | None
     policy: str | None
     generation: int
-    cancelled: bool
     blocked: list[str]
     """ids that failed for want of it"""
 
@@ -57,14 +56,14 @@ class Lineage:
         with self._store.plain() as redis:
             pipeline = redis.pipeline(transaction=False)
             for task_id in task_ids:
-                pipeline.hmget(keys("task", task_id), "wf", "pa", "of", "g", "c")
+                pipeline.hmget(keys("task", task_id), "wf", "pa", "of", "g")
                 pipeline.mget(keys("after", task_id), keys("waited", task_id))
                 pipeline.lrange(keys("blocked", task_id), 0, -1)
             answers = pipeline.execute()
         return [
             _Kin(task_id, _named(after or waited), _text(workflow), _text(parent), _text(policy), int(generation or 0),
-                 cancelled is not None, [one.decode() for one in blocked])
-            for task_id, (workflow, parent, policy, generation, cancelled), (after, waited), blocked
+                 [one.decode() for one in blocked])
+            for task_id, (workflow, parent, policy, generation), (after, waited), blocked
             in zip(task_ids, answers[::3], answers[1::3], answers[2::3], strict=True)
         ]
 
@@ -132,7 +131,7 @@ class Lineage:
         chosen: dict[str, TaskInfo] = {}
         kin: dict[str, _Kin] = {}
         seen: set[tuple[str, bool]] = set()
-        todo = [(task_id, False)]  # whether somebody may have cancelled it with others
+        todo = [(task_id, False)]  # whether it is the rest of a task that takes that with it: what of it did not succeed runs again, too
         while todo:
             page, todo = todo[:PAGE], todo[PAGE:]
             ids = [one for one, _ in page]
@@ -140,11 +139,11 @@ class Lineage:
                 kin[one.id] = one
                 if info is None:
                     continue
-                cancelled = rest and (info.status is TaskStatus.CANCELLED or (info.status is TaskStatus.FAILED and one.cancelled))
                 found = [(other, False) for other in one.blocked]
-                if one.id == task_id or cancelled or _did_not_run(info):
+                if one.id == task_id or _did_not_run(info) or (rest and info.status in (TaskStatus.FAILED, TaskStatus.CANCELLED)):
                     chosen[one.id] = info
-                    found += [(other, True) for other in one.after] if one.policy == "r" else []
+                if (one.id in chosen or info.status is TaskStatus.WAITING) and (one.policy == "r" or rest):
+                    found += [(other, True) for other in one.after]
                 todo += [each for each in dict.fromkeys(found) if each not in seen]
                 seen.update(found)
         if task_id not in chosen:

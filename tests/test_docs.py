@@ -51,6 +51,7 @@ def test_every_setting_may_be_given_to_the_constructor() -> None:
 
 def test_settings_named_anywhere_exist() -> None:
     known = {f"KRQ_{field.name.upper()}" for field in msgspec.structs.fields(krq.config.Config)} | {"KRQ_CACHE"}
+    known |= {name for parameter in root.commands["web"].params if isinstance(name := parameter.envvar, str)}
     for path in [*DOCUMENTS, *(ROOT / "examples").glob("*.py"), ROOT / "docker-compose.yml"]:
         named = set(re.findall(r"\bKRQ_[A-Z_]+\b", path.read_text()))
         assert named <= known | {f"KRQ_{name}" for name in ("ERROR",)}, path.name

@@ -79,9 +79,9 @@ def test_a_submitter_that_dies_leaves_a_task_or_none(point: Failpoint, servers: 
 def test_a_supervisor_that_dies_within_a_recovery_leaves_the_rest_to_others(servers: Servers, app: krq.KRQ, tmp_path: Path) -> None:
     """More tasks than one slice: the first is ready again when the reporter dies; an observer does the rest."""
     path, mark = tmp_path / "ledger", tmp_path / "fired"
-    app.submit_many([{"task": "work", "args": [str(path), f"k{i}", 1.5]} for i in range(230)])
+    app.submit_many([{"task": "work", "args": [str(path), f"k{i}", 0.2]} for i in range(230)])
     many = Servers(servers.broker, servers.backend, servers.namespace, **servers.settings, concurrency=230)
-    dying = Worker(armed(many, f"run-started:kill:215@{mark}", "recover-slice:kill"), tmp_path / "dying.log")
+    dying = Worker(armed(many, f"run-started:kill:2@{mark}", "recover-slice:kill"), tmp_path / "dying.log")
     try:
         until(lambda: dying.process.poll() is not None, f"it dies; log:\n{dying.text}", 15)
         assert dying.process.returncode == -signal.SIGKILL

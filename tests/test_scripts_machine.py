@@ -123,7 +123,7 @@ class Scripts(RuleBasedStateMachine):
         part = self.rng.choice([part for part in PARTS if part[0] == queue])
         raw = i + "!" * self.chance(0.1)
         name, inputs = "odd" if self.chance(0.1) else "add", "list" if self.chance(0.5) else 0
-        after = tuple(self.some(IDS, 2)) if self.chance(0.3) else ()
+        after = tuple(self.some([on for on in IDS if on <= i], 2)) if self.chance(0.3) else ()  # no circles: tests/test_scripts_flow.py
         due, expires, now = FAR * self.chance(0.15), 1 * self.chance(0.1), int(time.time() * 1000)
         priority, generation = self.rng.choice([-1, 0, 0, 0, 1]), self.rng.choice([0, 0, 0, 1, 2])
         flow = [self.rng.choice([0, 0, "c"]), False, {on: 1 for on in after if self.chance(0.2)} or False] if after else False

@@ -62,21 +62,38 @@ def test_a_worker_whose_children_can_not_live_gives_up_and_says_so(place: Server
         assert {failure.worker for failure in failures} == {"odd"}
 
 
-def test_under_a_supervisor_that_stands_still_a_child_ends_itself_before_its_lease_does(place: Servers, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"timeout": 60}], ids=["thread", "process"])
+def test_under_a_supervisor_that_stands_still_a_child_ends_itself_before_its_lease_does(
+    place: Servers, tmp_path: Path, options: dict[str, object]
+) -> None:
     path = tmp_path / "ledger"
     with place.app() as app, odd(place, tmp_path, "plain") as worker:
         worker.ready()
-        task = app.submit("work", str(path), "k", 6.0)
+        task = app.handle(app.send_task("work", [str(path), "k", 6.0], **options))
         until(lambda: ledger(path), "it runs")
-        (child,) = worker.children
+        processes = worker.children
+        assert len(processes) == 1 + len(options)
         began = time.monotonic()
         os.kill(worker.process.pid, signal.SIGSTOP)
-        until(lambda: state(child) in ("Z", ""), "the child has ended", 5)
+        until(lambda: all(state(pid) in ("Z", "") for pid in processes), "the child has ended, and its host", 5)
         assert time.monotonic() - began < 3
         os.kill(worker.process.pid, signal.SIGCONT)
         until(lambda: len(ledger(path)) == 2, "it runs again", 10)
         assert task.status().deaths == 0
         assert "its lease was lost" in app.failures()[0].cause
+
+
+def test_a_host_does_not_outlive_its_child(place: Servers, tmp_path: Path) -> None:
+    """Whatever holds its interpreter, and also when nobody else could kill it."""
+    with place.app() as app, odd(place, tmp_path, "plain") as worker:
+        worker.ready()
+        app.send_task("hogs", [str(tmp_path / "ledger"), 60], timeout=60)
+        until(lambda: ledger(tmp_path / "ledger"), "it runs")
+        (child,) = (one.pid for one in app.workers())
+        (host,) = set(worker.children) - {child}
+        os.kill(worker.process.pid, signal.SIGSTOP)
+        os.kill(child, signal.SIGKILL)
+        until(lambda: state(host) in ("Z", ""), "its host has ended", 1)
 
 
 def test_a_machine_whose_clock_jumps_loses_and_doubles_nothing(place: Servers, tmp_path: Path) -> None:

@@ -283,3 +283,35 @@ def test_tuples_that_are_no_tasks_are_refused(task: Any) -> None:
 
 def test_signatures_print_as_they_are_written() -> None:
     assert repr(add.s(1, 2) | krq.group(add.s(3), add.si(4, y=5))) == "add.s(1, 2) | group(add.s(3), add.si(4, y=5))"
+
+
+def policies(work: Work) -> list[str]:
+    return [call.options.get("on_failure", "-") for call in plan(work).calls]
+
+
+def test_policies_go_to_the_edges_they_are_for() -> None:
+    assert policies(add.s(1, 1) | add.s(1)) == ["-", "fail"]
+    assert policies(krq.chain(add.s(1, 1), add.s(1), on_failure="continue")) == ["-", "continue"]
+    assert policies(krq.group(add.s(1, 1) | add.s(1), add.s(1, 1), on_failure="continue") | total.s()) == ["-", "fail", "-", "continue"]
+    rest = krq.group(add.s(1, 1) | add.s(1), add.s(1, 1), on_failure="cancel_rest")
+    assert policies(rest | total.s() | add.s(1)) == ["-", "cancel_rest", "-", "cancel_rest", "fail"]
+    assert policies(krq.chain(add.s(1, 1), krq.group(add.s(1), add.s(2)), total.s(), on_failure="cancel_rest")) == [
+        "-", "cancel_rest", "cancel_rest", "cancel_rest",
+    ]
+    assert policies(krq.chain(add.s(1, 1), add.options(on_failure="fail").s(1), on_failure="continue")) == ["-", "fail"]
+
+
+def test_a_group_that_nothing_follows_is_watched() -> None:
+    first, second, watch = plan(krq.group(add.s(1, 1), add.s(2, 2), on_failure="cancel_rest")).calls
+    assert (watch.args, watch.each, watch.options["on_failure"]) == ([[], 0], "item", "cancel_rest")
+    assert watch.options["after"] == [first.options["task_id"], second.options["task_id"]]
+    assert {call.workflow for call in (first, second, watch)} == {first.options["task_id"]}
+
+
+def test_maps_are_chunks() -> None:
+    calls = plan(add.starmap([(n, n) for n in range(5)], chunk=2) | total.s()).calls
+    assert [call.args for call in calls] == [[[(0, 0), (1, 1)], 0], [[(2, 2), (3, 3)], 2], [[(4, 4)], 4], ()]
+    assert [call.each for call in calls] == ["args", "args", "args", None]
+    assert calls[-1].options["inputs"] == "concat"
+    with pytest.raises(ArgumentError):
+        add.starmap([(1, 2), (1, 2, 3)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from harness import Servers, Worker, ledger, running, until
 
 import krq
 from krq import TaskStatus
+from krq.cli import main
 from krq.dev.valkey import ValkeyServer
 from krq.errors import OptionError, TaskFailed
 
@@ -268,3 +270,45 @@ def test_handles_in_coroutines(app: krq.KRQ, worker: Worker) -> None:
         assert len(await handle.atree()) == 5
 
     asyncio.run(use())
+
+
+# --- size ----------------------------------------------------------------------------------------
+
+
+def test_a_chain_of_a_thousand_steps(app: krq.KRQ, worker: Worker) -> None:
+    steps: list[krq.Signature[Any]] = [app.signature("add", 0, 1), *(app.signature("add", 1) for _ in range(999))]
+    handle: krq.ChainHandle[Any] = krq.chain(*steps).send()
+    assert handle.result(timeout=60) == 1_000
+    tree = app.tree(handle.ids[500])
+    assert len(tree) == 1_000
+    assert {line.rule for line in tree.lines()} == {"", "↓ "}
+
+
+def test_a_dense_graph_of_thirty_by_thirty(app: krq.KRQ, worker: Worker) -> None:
+    last: list[str] = []
+    layers: list[list[str]] = []
+    for n in range(30):
+        calls = [{"task": "count", "args": [[]] if not n else [], "options": {"after": last, "inputs": "list" if n else "none"}}] * 30
+        last = [handle.id for handle in app.submit_many(calls)]
+        layers.append(last)
+    assert app.results(last, timeout=60) == [30] * 30
+    assert len(app.tree(layers[0][0])) == 900
+
+
+def test_the_command_line_draws_it(servers: Servers, app: krq.KRQ, worker: Worker, capsys: pytest.CaptureFixture[str]) -> None:
+    handle = (app.signature("add", 1, 2) | krq.group(app.signature("add", 1), app.signature("rejects")) | app.signature("count")).send()
+    handle.children[1].children[0].result(timeout=15)  # type: ignore[union-attr]
+    until(lambda: app.status(handle.id).status.final, "it has ended")
+    where = ["--broker", servers.broker, "--backend", servers.backend, "--namespace", servers.namespace]
+    assert main(["tree", handle.ids[1], *where]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"add  {handle.ids[0]}  success")
+    assert [line[:3] for line in lines[1:]] == ["├─ ", "├─ ", "└─ "]
+    assert "after 2 tasks" in lines[3]
+    assert "DEPENDENCY_FAILED" in lines[3]
+    assert main(["tree", handle.id, "--json", *where]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["id"], len(found["tasks"]), found["truncated"]) == (handle.ids[0], 4, False)
+    assert main(["tree", handle.id, "--mermaid", *where]) == 0
+    assert capsys.readouterr().out.startswith("flowchart TD")
+    assert main(["tree", "nobody", *where]) == 1

@@ -24,7 +24,7 @@ from krq.task import Task
 class Masking(Module):
     """``mask``: names of arguments that no command, page or error shows."""
 
-    options: Mapping[str, Any] = {"mask": list[str]}
+    task_options: Mapping[str, Any] = {"mask": list[str]}
 
     def __init__(self) -> None:
         self._masks: dict[str, tuple[list[str], list[int]]] = {}

@@ -101,6 +101,7 @@ class Child:
                 self._step()
             return self._leave()
         except LeaseLost as error:
+            self.hosts.kill()
             log.error("%s stops: %s", self.incarnation, error)
             return FENCED
 
@@ -299,6 +300,7 @@ class Child:
     def _run(self, slot: int, held: Held) -> None:
         """Run one task; called in its slot. A process that was frozen past its lease begins nothing more."""
         if self._unconfirmed() > self._safe and not (self.drift.allowed and self.drift.accepts(held)):
+            self.hosts.kill()
             os._exit(FENCED)
         self.drift.begins(held)
         held.alone = self.runner.isolates(held)

@@ -53,15 +53,15 @@ class Family:
         """Fork the hosts that the child asks for."""
         while self.control is not None:
             try:
-                _, fds, _, _ = socket.recv_fds(self.control, len(REQUEST), 2)
+                _, fds, _, _ = socket.recv_fds(self.control, len(REQUEST), 3)
             except BlockingIOError:
                 return
             self._start_host(*fds)
 
-    def _start_host(self, pipe: int, told: int) -> None:
+    def _start_host(self, pipe: int, told: int, life: int) -> None:
         config, registry = self.spec.config, self.spec.registry
         try:
-            pid = fork(lambda: Host(config, registry, Connection(pipe)).run(), self._alive)
+            pid = fork(lambda: Host(config, registry, Connection(pipe), life).run(), self._alive)
         except OSError:
             os.close(told)  # the slot reads the end of it
         else:
@@ -69,6 +69,7 @@ class Family:
             self._tell(told, f"{pid:0{PID}d}")
         finally:
             os.close(pipe)
+            os.close(life)
 
     @staticmethod
     def _tell(told: int, text: str) -> None:

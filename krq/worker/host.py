@@ -24,6 +24,7 @@ from krq.hooks import Attempt
 from krq.outcome import Cancelled, Outcome, SoftTimeout, Stop
 from krq.registry import Registry
 from krq.worker.execute import Execute, late, within
+from krq.worker.process import die_at_close
 
 #: by these a slot tells its host to raise ``SoftTimeout``, or ``Stop``, in the task
 SOFT, STOP = signal.SIGUSR1, signal.SIGUSR2
@@ -76,9 +77,10 @@ read_answer = msgspec.msgpack.Decoder(list[str]).decode
 class Host:
     """The process's main thread."""
 
-    def __init__(self, config: Config, registry: Registry, pipe: Connection) -> None:
+    def __init__(self, config: Config, registry: Registry, pipe: Connection, life: int) -> None:
         self._registry = registry
         self._pipe = pipe
+        self._life = life
         self._lock = threading.Lock()
         self._asking = threading.Lock()
         self._execute = Execute(config, registry, _MainLoop())
@@ -86,6 +88,7 @@ class Host:
 
     def run(self) -> int:
         """Work until the slot hangs up; returns the exit code."""
+        die_at_close(self._life)
         # a handler and not SIG_IGN, which the task's own subprocesses would inherit
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, lambda *_: None)

@@ -1,7 +1,8 @@
 """The child's side of its hosts: borrow one, have it run an attempt, kill it when the attempt goes too far.
 
-The supervisor forks them, since a child has threads. A request carries two file descriptors: the host's end of the pipe, and
-the end of another by which the supervisor tells how the host died.
+The supervisor forks them, since a child has threads. A request carries three file descriptors: the host's end of the pipe, the end of
+another by which the supervisor tells how the host died, and the end of a third, at whose close the kernel kills the host: it never outlives
+its child, also when the supervisor stands still.
 """
 
 from __future__ import annotations
@@ -45,15 +46,17 @@ class HostProcess:
     def __init__(self, control: socket.socket) -> None:
         self.pipe, theirs = Pipe()
         self._end, told = os.pipe()
+        life, self._life = os.pipe()
         self.ran = 0
         self.disturbed = False
         """it was sent a signal, which may arrive late"""
         self.idle_since = 0.0
         try:
-            socket.send_fds(control, [REQUEST], [theirs.fileno(), told])
+            socket.send_fds(control, [REQUEST], [theirs.fileno(), told, life])
         finally:
             theirs.close()
-            os.close(told)
+            for fd in (told, life):
+                os.close(fd)
         # the supervisor says who it is first, and how it ended last
         self.pid = int(os.read(self._end, PID) or 0)
         if not self.pid:
@@ -102,8 +105,9 @@ class HostProcess:
         return os.read(self._end, 1000).decode() or "its supervisor is gone"
 
     def close(self) -> None:
-        """Let it go: it ends by itself when it waits for a job."""
+        """Let it go."""
         self.pipe.close()
+        os.close(self._life)
         os.close(self._end)
 
 
@@ -170,6 +174,7 @@ class Hosts:
         self._recycle = recycle
         self._lock = threading.Lock()
         self._idle: list[HostProcess] = []
+        self._running: set[HostProcess] = set()
 
     def run(self, held: Held, attempt: Attempt, ctx: Context, inputs: Sequence[Any] | None) -> Outcome:
         """Run one attempt in a process of its own, within its limits."""
@@ -178,13 +183,20 @@ class Hosts:
             job_inputs(inputs), attempt.timeout,
         ))
         host = self._borrow(job)
+        self._running.add(host)
         try:
             outcome = _Run(host, attempt, ctx).finish()
         except EOFError:
             outcome = Cancelled() if ctx.cancelled else Died(host.cause())
             host.disturbed = True
+        self._running.discard(host)
         self._give_back(host)
         return outcome
+
+    def kill(self) -> None:
+        """Kill all that run something, with the processes that they have started: this child has lost its lease."""
+        for host in list(self._running):
+            host.kill()
 
     def _borrow(self, job: bytes) -> HostProcess:
         """One that has the job. An idle one may have died meanwhile: then another."""

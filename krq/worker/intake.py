@@ -36,6 +36,8 @@ LOOK = 5.0
 FEW, REST = 100, 0.01
 #: seconds that a record without room waits before it is offered again
 FULL = 0.05
+#: seconds until the next try after an error that nobody has foreseen
+PATIENCE = 1.0
 
 Part = tuple[str, int]
 
@@ -90,6 +92,9 @@ class Intake:
                 self._wait.begin(error)
                 self._looked = 0.0
                 self._stop.wait(0.5)
+            except Exception:  # boundary: without intake the log's tasks would wait for ever
+                log.exception("intake could not go on; it tries again")
+                self._stop.wait(PATIENCE)
         try:
             self._tick(commit_only=True)
         except (KRQError, Refused) as error:

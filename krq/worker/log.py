@@ -39,6 +39,8 @@ PAGE, PAGE_BYTES = 500, 512 * 1024
 HEAVY = 16
 #: seconds that entries wait for others to share their record
 LINGER = 0.05
+#: seconds until the next try after an error that nobody has foreseen
+PATIENCE = 1.0
 #: failures that are nothing of the task's own: no dead letters
 INNOCENT = frozenset({"EXPIRED", "DEPENDENCY_FAILED"})
 
@@ -125,6 +127,9 @@ class LogKeeper:
                 self._read_back()
             except KRQError as error:
                 self._complain(error)
+            except Exception:  # boundary: without this thread no end would be logged any more
+                log.exception("the outbox could not be read; it is tried again")
+                self._stop.wait(PATIENCE)
 
     def _log_own(self) -> bool:
         if not self._current:
@@ -133,6 +138,10 @@ class LogKeeper:
             self._publish(self._incarnation, self._current)
         except KRQError as error:
             self._complain(error)
+            return False
+        except Exception:  # boundary: as above
+            log.exception("%d entries could not be logged; they are tried again", len(self._current))
+            self._stop.wait(PATIENCE)
             return False
         self._current = []
         return True

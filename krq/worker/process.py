@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import fcntl
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -72,6 +74,18 @@ def _die_with(parent: int, alive: int) -> None:
         threading.Thread(target=lambda: (os.read(alive, 1), os._exit(GONE)), name="krq-alive", daemon=True).start()
     if os.getppid() != parent:
         os._exit(GONE)
+
+
+def die_at_close(fd: int) -> None:
+    """Be killed when the other end of this pipe is closed: by the kernel where it can, else by a thread that waits for it."""
+    if sys.platform == "linux":
+        fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+        if select.select([fd], [], [], 0)[0]:
+            os._exit(GONE)
+    else:
+        threading.Thread(target=lambda: (os.read(fd, 1), os._exit(GONE)), name="krq-life", daemon=True).start()
 
 
 @contextlib.contextmanager

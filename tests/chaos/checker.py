@@ -86,6 +86,8 @@ class Faults(NamedTuple):
     harms: Sequence[Harm] = ()
     outages: Sequence[Outage] = ()
     lease: float = 3.0
+    deserted: Sequence[tuple[float, float]] = ()
+    """when no worker stood ready: nobody could take over"""
 
 
 class Recovery(NamedTuple):
@@ -130,17 +132,17 @@ class Verdict:
 
     @property
     def broken(self) -> dict[str, list[str]]:
-        """The promises that were broken, with the keys of tasks."""
+        """The promises that were broken, with the keys of tasks; all but P6, which needs a machine that is not overloaded."""
         found = {
             "lost": self.lost, "out of thin air": self.thin_air, "doubled": self.doubled, "extra runs": self.extra,
-            "overlapping": self.overlapping, "disordered": self.disordered, "recovered late": [each.key for each in self.late],
+            "overlapping": self.overlapping, "disordered": self.disordered,
         }  # fmt: skip
         return {name: keys for name, keys in found.items() if keys}
 
     @property
     def clean(self) -> bool:
-        """Whether every promise was kept."""
-        return not self.broken
+        """Whether every promise was kept, P6 included."""
+        return not (self.broken or self.late)
 
 
 class Ledger(NamedTuple):
@@ -180,6 +182,7 @@ class _Check:
         self.tasks, self.ledger, self.unknown = tasks, ledger, unknown
         self.lease = faults.lease
         self.outages = sorted(faults.outages)
+        self.away = sorted([*((out.began, out.ended + self.lease) for out in self.outages), *faults.deserted])
         self.harms = sorted([*faults.harms, *ledger.deaths], key=lambda harm: harm.began)
         self.harms_at = [harm.began for harm in self.harms]
         self.by_pid: dict[int, list[Harm]] = defaultdict(list)
@@ -284,10 +287,10 @@ class _Check:
         return CHILD if isinstance(cut, Harm) and cut.kind in (Kind.CHILD, Kind.STILL) else self.lease + BEYOND_LEASE
 
     def _away(self, began: float, ended: float) -> float:
-        """Seconds of this span in which leases could not be renewed, or were not judged yet: one lease after the return."""
+        """Seconds of this span in which leases could not be renewed or judged (until one lease after the return), or nobody was there."""
         away, at = 0.0, began
-        for out in self.outages:
-            start, end = max(at, out.began), min(ended, out.ended + self.lease)
+        for since, until in self.away:
+            start, end = max(at, since), min(ended, until)
             if start < end:
                 away, at = away + end - start, end
         return away

@@ -95,8 +95,11 @@ class Nemesis:
         self.counts: Counter[str] = Counter()
         self.pauses = 0
         """pauses of a worker or supervisor that lasted longer than the lease"""
+        self.deserted: list[tuple[float, float]] = []
+        """when no worker stood ready"""
         self.last = ""
         self._number = 0
+        self._nobody, self._looked = False, time.monotonic()
         self.proxy = Proxy(HOST, valkey.port)
         self.proxy.__enter__()
         self.workers = [self._start(place) for place in range(WORKERS)]
@@ -107,6 +110,16 @@ class Nemesis:
         """The two threads that do it all; not started yet."""
         decks = (("workers", WORKER_DEEDS, self._dice), ("servers", SERVER_DEEDS, self._server_dice))
         return [Lane(name, deck(deeds, minutes, dice), self._act, 60 * minutes) for name, deeds, dice in decks]
+
+    def look(self) -> None:
+        """Note whether anybody stands ready now. Call it often."""
+        now = time.monotonic()
+        ready = any(stands(pid) for worker in list(self.workers) for pid in worker.children)
+        if not ready and self._nobody:
+            self.deserted[-1] = (self.deserted[-1][0], now)
+        elif not ready:
+            self.deserted.append((self._looked, now))
+        self._nobody, self._looked = not ready, now
 
     def heal(self) -> None:
         """All workers live again, all connections stand."""
@@ -315,6 +328,15 @@ def descendants(pid: int) -> list[int]:
             found += filter(alive, children)
             line += children
     return found
+
+
+def stands(pid: int) -> bool:
+    """Whether this is a child that has registered (its threads start then) and is not stopped."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state not in "TZ" and len(os.listdir(f"/proc/{pid}/task")) >= CHILD_THREADS
+    except OSError:
+        return False
 
 
 def alive(pid: int) -> bool:

@@ -134,7 +134,9 @@ def test_recovery_is_judged_by_what_happened() -> None:
     assert worker.slowest_of is not None
     assert worker.slowest_of["a worker killed"].counted == 1.5
     slow = [*run("a", 1, 1, 1.0, None), *run("a", 2, 2, 7.0, 8.0)]
-    assert judged(slow, harm(Kind.WORKER, 1, 1.5)).broken == {"recovered late": ["a"]}
+    assert [each.key for each in judged(slow, harm(Kind.WORKER, 1, 1.5)).late] == ["a"]
+    alone = Faults([harm(Kind.WORKER, 1, 1.5)], deserted=[(2.0, 3.0)])
+    assert check({"a": Task()}, read(slow), alone).clean
     raised = [*run("a", 1, 1, 1.0, 1.4, "E"), *run("a", 2, 2, 7.0, 8.0)]
     assert judged(raised, harm(Kind.CHILD, 1, 1.5), a=Task(retries=1)).clean
 

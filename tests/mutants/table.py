@@ -23,7 +23,7 @@ MUTANTS = [
     Mutant(
         "commit-at-fetch", "commit what is complete, not what is read", "krq/worker/intake.py",
         "lows[part] = told[1]", "lows[part] = told[0]",
-        ("tests/test_faults.py::test_redis_emptied_under_load_loses_no_task",),
+        ("tests/test_commit.py",),
     ),
     Mutant(
         "low-water-without-mark", "low-water = min(mark, lowest incomplete)", LUA + "mark.lua",

@@ -8,7 +8,7 @@ const HEIGHT = 150, LEFT = 46, RIGHT = 8, TOP = 10, BOTTOM = 20;
 function ceiling(most) {
   if (most <= 0) return 1;
   const power = 10 ** Math.floor(Math.log10(most));
-  return [1, 2, 2.5, 5, 10].map((step) => step * power).find((value) => value >= most);
+  return [1, 2, 4, 6, 8, 10].map((step) => step * power).find((value) => value >= most);
 }
 
 /**

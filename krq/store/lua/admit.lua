@@ -142,7 +142,8 @@ local function enter(i, r, key, s, known, revived)
   messages[#messages + 1] = r[6]
   queues[queue] = (queues[queue] or 0) + 1
   local open, failed, waits = 0, nil, #r[11] > 0
-  if waits and not cancelled then open, failed = open_dependencies(id, queue, r[11], {r[17][1], r[14], r[17][3]}) end
+  if waits and cancelled then call('SET', K.waited(id), cmsgpack.pack(r[11]))
+  elseif waits then open, failed = open_dependencies(id, queue, r[11], {r[17][1], r[14], r[17][3]}) end
   local other = not cancelled and not failed and repeats(r)
   if cancelled or failed or other then
     write(r, key, known, 'q', 'w', waits and not cancelled and open .. '' or 0)

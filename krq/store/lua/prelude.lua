@@ -348,7 +348,7 @@ local function end_here(id, state, code, text, value)
   call('SADD', K.orphans, holder)
   end_task(id, t[2], state, at)
   tell_end(id, t[2], state, t[10], t[11], t[12])
-  if (t[15] == 'r' and t[10]) or (t[18] and state == 'C') then
+  if t[15] == 'r' or (t[18] and state == 'C') then
     call('LPUSH', K.edges, '!1:' .. id)
     wakes[t[2]] = true
   end

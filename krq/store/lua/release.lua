@@ -13,7 +13,7 @@ for _, item in ipairs(items) do
   local t = call('HMGET', K.task(id), 's', 'o', 'a', 'q', 'pr')
   if t[1] == 'p' and t[2] == inc and tonumber(t[3]) == item[2] then
     let_go[#let_go + 1] = id
-    hand_back(id, t[4], t[5], item[3] and 'o' or 'or')
+    hand_back(id, t[4], t[5], 'or')
   end
 end
 variadic('SREM', K.held(inc), let_go)
