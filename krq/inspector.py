@@ -80,8 +80,8 @@ class Inspector:
     def page(self, wanted: TaskFilter, cursor: str | None = None, limit: int = 50) -> TaskPage:
         """A page of at most ``limit`` tasks after ``cursor``: running, queued, scheduled and waiting ones, then those that have ended.
 
-        The next come first, of the ended the latest. It looks at about 2,000 tasks at most: where a filter leaves few a page may be short and
-        have a cursor all the same. A task that moves meanwhile may be seen twice. Raises ``OptionError`` for a cursor that is none.
+        The next come first, of the ended the latest. It looks at about 2,000 tasks at most: where a filter leaves few a page may be
+        short and have a cursor all the same. A task that moves meanwhile may be seen twice. Raises ``OptionError`` for a cursor that is none.
         """
         return self._listing.page(wanted, cursor, limit)
 
@@ -98,7 +98,7 @@ class Inspector:
         return Latency(n=len(times), wait=_share(waits, 0.5), wait95=_share(waits, 0.95), run=_share(runs, 0.5), run95=_share(runs, 0.95))
 
     def arguments(self, task_ids: Sequence[str]) -> list[Arguments | None]:
-        """What these were sent with, as it may be shown, in one round trip. None: not known, or it has succeeded and its message is gone."""
+        """What these were sent with, as it may be shown, in one round trip. None: not known, or it succeeded and its message is gone."""
         if not task_ids:
             return []
         with self._store.plain() as redis:

@@ -207,11 +207,11 @@ def failures(app: KRQ, limit: int, as_json: bool, with_log: bool) -> None:
         return
     rows = [[text.ago(one.at), one.worker, one.host, one.cause, text.ago(one.beat), one.held, ", ".join(one.ran)] for one in found]
     text.print_table(("WHEN", "WORKER", "HOST", "CAUSE", "LAST BEAT", "HELD", "WAS RUNNING"), rows, right=("HELD",))
+    _more(found, limit)
     for one in found if with_log else ():
         click.echo(f"\n{one.worker}, {text.clock(one.at)}: {one.cause}")
         for line in one.tail or ["(nobody kept its log)"]:
             click.echo(f"  {text.cell(line).text}")
-    _more(found, limit)
 
 
 @click.command(short_help="One task: where it stands, its result, its error.")
