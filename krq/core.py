@@ -22,12 +22,12 @@ from krq import modules as default_modules
 from krq.call import Call, Parent
 from krq.config import Config, Settings
 from krq.errors import AppClosed, ArgumentError, OptionError, TaskNotFound
-from krq.graveyard import DeadLetters, Publish
+from krq.graveyard import DeadLetters
 from krq.handle import ChainHandle, TaskHandle
 from krq.hooks import Module, find
 from krq.info import Arguments, Stats, TaskFilter, TaskInfo, TaskPage, WorkerFailure, WorkerInfo
 from krq.inspector import Inspector
-from krq.lineage import Workflows
+from krq.lineage import Publish, Workflows
 from krq.modules.broadcast import RollCalls
 from krq.modules.chaining import Chaining
 from krq.modules.grouping import Grouping

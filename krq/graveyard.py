@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from krq import administer, events
 from krq.config import Config
@@ -12,6 +12,7 @@ from krq.events import DeadLetter
 from krq.handle import TaskHandle
 from krq.info import AttemptInfo, TaskInfo
 from krq.inspector import Inspector
+from krq.lineage import Clients, Lineage, Publish
 from krq.message import Message
 from krq.states import TaskStatus
 from krq.store.client import Store
@@ -22,7 +23,6 @@ PAGE = 100
 #: letters that are kept (dead.lua)
 KEPT = 1_000
 
-Publish = Callable[[Sequence[tuple[str, Message, bytes]]], list[str]]
 Refs = str | TaskHandle[Any] | Sequence[str | TaskHandle[Any]]
 
 
@@ -85,24 +85,30 @@ class Graveyard:
             infos = self._inspector.infos([letter.id for letter in some])
             for letter, info in zip(some, infos, strict=True):
                 try:
-                    again.append((letter, self._again(letter, info)))
+                    *dependents, own = self._again(letter, info)
                 except OptionError:
                     if refs is not None:
                         raise
-        for start in range(0, len(again), PAGE):
-            self._send(again[start : start + PAGE])
+                    continue
+                if dependents:  # what follows from one may change what follows from the next
+                    self._publish(dependents)
+                    self._send([(letter, own)])
+                again.append((letter, own, bool(dependents)))
+        alone = [(letter, own) for letter, own, sent in again if not sent]
+        for start in range(0, len(alone), PAGE):
+            self._send(alone[start : start + PAGE])
         return len(again)
 
-    def _again(self, letter: DeadLetter, info: TaskInfo | None) -> tuple[str, Message, bytes]:
+    def _again(self, letter: DeadLetter, info: TaskInfo | None) -> list[tuple[str, Message, bytes]]:
+        """The messages that run its task again, and what did not run because of it; its own is the last."""
         if letter.partition >= 0:
             cure = "Publish it anew: `krq dead show --raw` gives its bytes. If it is of no use, `krq dead purge` drops it."
             raise OptionError(f"The dead letter {letter.ref} is a record that is no task ({letter.code}): it can't be retried", cure=cure)
-        raw = None if info is None else self._inspector.message(letter.id)
-        if info is None:  # forgotten by now: the letter has all that is needed
-            info = TaskInfo(id=letter.id, status=TaskStatus.FAILED, queue=letter.queue)
-        if raw is None and not letter.size:
-            raw = letter.original
-        return administer.again(self._config, info, raw)
+        if info is not None:
+            return Lineage(self._store, self._inspector).again(self._config, letter.id)
+        # forgotten by now: the letter has all that is needed
+        info = TaskInfo(id=letter.id, status=TaskStatus.FAILED, queue=letter.queue)
+        return [administer.again(self._config, info, None if letter.size else letter.original)]
 
     def _send(self, again: Sequence[tuple[DeadLetter, tuple[str, Message, bytes]]]) -> None:
         try:
@@ -115,17 +121,6 @@ class Graveyard:
     def drop(self, refs: Sequence[str]) -> int:
         """Forget these letters; their tasks stay as they are. Returns how many were there."""
         return sum(self._store.call(Script.DEAD, [], refs[start : start + PAGE])[0] for start in range(0, len(refs), PAGE))
-
-
-class Clients(Protocol):
-    """What this needs of the app."""
-
-    @property
-    def store(self) -> Store: ...
-    @property
-    def inspector(self) -> Inspector: ...
-    @property
-    def publish(self) -> Publish: ...
 
 
 class DeadLetters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -104,6 +105,68 @@ class AttemptInfo(msgspec.Struct, frozen=True, kw_only=True):
     """text and traceback are cut to 2,000 characters"""
     cause: str = ""
     """of an interruption: exit code, signal, or the lease"""
+
+
+class Moment(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened to a task."""
+
+    at: float | None
+    """None: nobody has noted when"""
+    kind: str
+    """``sent``, ``released``, ``started``, ``success``, ``spawned``, or how an attempt or the task ended: see ``AttemptInfo.outcome``"""
+    text: str
+
+
+class Reason(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a task is where it is."""
+
+    code: str
+    """``paused``, ``limit``, ``dependency``, ``children``, ``delay``, ``backoff``, ``unknown_task``, ``no_worker``, ``backlog``, ``position``,
+    ``running``, ``cancel``, ``worker_dead``, ``closed``, ``expires``, ``unpublished``, ``not_known``"""
+    text: str
+    id: str = ""
+    """of the task that it waits for, where it is one"""
+    since: float | None = None
+    until: float | None = None
+    """when this is over, where somebody knows"""
+
+
+class Story(msgspec.Struct, frozen=True, kw_only=True):
+    """How a task came to where it stands, why it does not go on, and what comes next."""
+
+    id: str
+    task: TaskInfo | None
+    """None: Redis does not know it, all this is from the log"""
+    past: list[Moment]
+    """the earliest first; of attempts that did not succeed the last ten"""
+    reasons: list[Reason]
+    """the first is what it waits for now; none once it has ended"""
+    next: str
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that happened: an entry of the ``events`` topic, or what a listener is told."""
+
+    outcome: str
+    """of an attempt: ``success``, ``failed``, ``retry``, ``spawned``, ``cancelled``, ``died``; somebody asked for it: ``cancel``, ``control``;
+    told to listeners alone: ``started``, ``worker_started``, ``worker_stopping``"""
+    at: float
+    id: str = ""
+    """of the task; of ``control``: what it concerns, such as a queue"""
+    name: str = ""
+    queue: str = ""
+    attempt: int = 0
+    worker: str = ""
+    sent: float | None = None
+    started: float | None = None
+    due: float | None = None
+    """of the next attempt, after ``retry``"""
+    result: Any = None
+    error: ErrorInfo | None = None
+    reason: str = ""
+    """why no attempt follows, after ``failed``"""
+    data: Mapping[str, Any] = {}
+    """of ``control``: ``act``, such as ``pause``, and what belongs to it"""
 
 
 class StickyInfo(msgspec.Struct, frozen=True):

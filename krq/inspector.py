@@ -81,7 +81,7 @@ class Inspector:
         """A page of at most ``limit`` tasks after ``cursor``: running, queued, scheduled and waiting ones, then those that have ended.
 
         The next come first, of the ended the latest. It looks at about 2,000 tasks at most: where a filter leaves few a page may be
-        short and have a cursor all the same. A task that moves meanwhile may be seen twice. Raises ``OptionError`` for a cursor that is none.
+        short and have a cursor all the same. A task that moves meanwhile may be seen twice. Raises ``OptionError`` for a wrong cursor.
         """
         return self._listing.page(wanted, cursor, limit)
 

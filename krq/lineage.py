@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from krq import administer
 from krq.config import Config
 from krq.errors import OptionError, TaskNotFound
-from krq.graveyard import Clients
 from krq.handle import TaskHandle
 from krq.info import TaskInfo
 from krq.inspector import Inspector
@@ -42,6 +41,20 @@ class _Kin(NamedTuple):
     generation: int
     blocked: list[str]
     """ids that failed for want of it"""
+
+
+Publish = Callable[[Sequence[tuple[str, Message, bytes]]], list[str]]
+
+
+class Clients(Protocol):
+    """What this needs of the app."""
+
+    @property
+    def store(self) -> Store: ...
+    @property
+    def inspector(self) -> Inspector: ...
+    @property
+    def publish(self) -> Publish: ...
 
 
 class Lineage:

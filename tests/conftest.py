@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Servers
+from harness import Servers, Worker, until
 from shard import Shard
+from starlette.testclient import TestClient
 
 import krq
 from krq.dev.kafka import KafkaServer
@@ -88,6 +89,38 @@ def app(servers: Servers) -> Iterator[krq.KRQ]:
     """An app on those servers."""
     with servers.app() as app:
         yield app
+
+
+@pytest.fixture(scope="module")
+def web_servers(valkey: ValkeyServer) -> Servers:
+    """Servers for the tests of the dashboard."""
+    return Servers(valkey.url, valkey.url, f"t{os.urandom(5).hex()}", heartbeat=0.3, lease=3, partitions=2)
+
+
+@pytest.fixture(scope="module")
+def web_app(web_servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[krq.KRQ]:
+    """An app with a worker, and a few tasks that have ended."""
+    from web_house import HOSTILE
+
+    worker = Worker(web_servers, tmp_path_factory.mktemp("web") / "w.log", script="web_house.py")
+    with web_servers.app() as app:
+        worker.ready()
+        handles = [app.submit("add", n, 1) for n in range(30)]
+        failed = [app.submit("boom", "it broke"), app.submit(HOSTILE, HOSTILE)]
+        for handle in handles:
+            handle.result(timeout=20)
+        until(lambda: all(app.status(handle).status.final for handle in failed), "the failures have ended")
+        yield app
+    worker.close()
+
+
+@pytest.fixture(scope="module")
+def web(web_app: krq.KRQ) -> Iterator[TestClient]:
+    """The dashboard on loopback, without credentials."""
+    from web_house import client
+
+    with client(web_app) as web:
+        yield web
 
 
 @pytest.fixture(params=["valkey", "debian_redis"])

@@ -118,6 +118,15 @@ def test_letters_are_retried_by_id_by_filter_and_all(app: krq.KRQ, worker: Worke
     until(lambda: [letter.attempt for letter in app.dead_letters()] == [3], "a plain retry lets go of the letter, too")
 
 
+def test_what_waited_for_a_letter_follows_its_retry(app: krq.KRQ, worker: Worker) -> None:
+    handle = (app.signature("fails", "", 3) | app.signature("count")).send()
+    assert handle.children[-1].wait(timeout=20).error.type == "DEPENDENCY_FAILED"
+    until(lambda: app.dead_letters(), "it is buried")
+    assert app.retry_dead() == 1
+    assert handle.result(timeout=20) == len("at last")
+    until(lambda: app.dead_letters() == [], "and dug out")
+
+
 def test_a_record_that_is_no_task_is_kept_whole_and_not_retried(app: krq.KRQ, worker: Worker) -> None:
     app._clients.broker.publish([Outgoing(app.config.topic("default"), raw) for raw in (INVALID, BINARY)], 10)
     task = app.submit("rejects")

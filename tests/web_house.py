@@ -60,6 +60,14 @@ def hostile(value: str) -> str:
     raise ValueError(value)
 
 
+def problem(response: Any, status: int, code: str = "") -> dict[str, str]:
+    assert response.status_code == status, response.text
+    found: dict[str, str] = response.json()["error"]
+    assert set(found) == {"code", "cause", "cure"}
+    assert found["cause"] and (not code or found["code"] == code), found
+    return found
+
+
 def client(app: krq.KRQ, *, base: str = "http://127.0.0.1:8080", **settings: Any) -> TestClient:
     """A client of the dashboard in this process; errors of the server are answers."""
     return TestClient(make(app, WebSettings(**settings)), base_url=base, raise_server_exceptions=False)  # type: ignore[arg-type]

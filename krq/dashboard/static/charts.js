@@ -2,8 +2,14 @@
 
 import { h, now, s, short } from "./dom.js";
 
-const LEAST = 60, MOST = 300, GAP = 5;
-const HEIGHT = 150, LEFT = 46, RIGHT = 8, TOP = 10, BOTTOM = 20;
+const LEAST = 60,
+  MOST = 300,
+  GAP = 5;
+const HEIGHT = 150,
+  LEFT = 46,
+  RIGHT = 8,
+  TOP = 10,
+  BOTTOM = 20;
 
 function ceiling(most) {
   if (most <= 0) return 1;
@@ -17,17 +23,32 @@ function ceiling(most) {
 export function chart(title, series, format = short) {
   const svg = s("svg", { role: "img", "aria-label": title, height: HEIGHT });
   const values = series.map(() => h("b", null, "–"));
-  const legend = h("div", { class: "legend" }, series.map((one, i) => h("span", null, h("i", { class: `dot ${one.kind}` }), one.name, " ", values[i])));
+  const legend = h(
+    "div",
+    { class: "legend" },
+    series.map((one, i) => h("span", null, h("i", { class: `dot ${one.kind}` }), one.name, " ", values[i])),
+  );
   const node = h("section", { class: "card chart" }, h("header", null, h("h2", null, title), legend), svg);
-  let points = [], width = 0, pointer = null;
+  let points = [],
+    width = 0,
+    pointer = null;
 
   const observer = new ResizeObserver(([entry]) => {
     const wide = Math.floor(entry.contentRect.width);
-    if (wide !== width) { width = wide; paint(); }
+    if (wide !== width) {
+      width = wide;
+      paint();
+    }
   });
   observer.observe(node);
-  svg.addEventListener("pointermove", (event) => { pointer = event.clientX - svg.getBoundingClientRect().left; paint(); });
-  svg.addEventListener("pointerleave", () => { pointer = null; paint(); });
+  svg.addEventListener("pointermove", (event) => {
+    pointer = event.clientX - svg.getBoundingClientRect().left;
+    paint();
+  });
+  svg.addEventListener("pointerleave", () => {
+    pointer = null;
+    paint();
+  });
 
   function paint() {
     const inner = svg.getBoundingClientRect().width || width - 32;
@@ -45,15 +66,23 @@ export function chart(title, series, format = short) {
       s("line", { class: "grid", x1: LEFT, x2: inner - RIGHT, y1: y(share * most), y2: y(share * most) }),
       s("text", { class: "tick", x: LEFT - 6, y: y(share * most) + 4, "text-anchor": "end" }, format(share * most)),
     ]);
-    for (const [share, anchor] of [[1, "start"], [0.5, "middle"], [0, "end"]]) {
-      const back = share * window, label = back < 120 && back % 60 ? `−${back} s` : `−${back / 60} min`;
+    for (const [share, anchor] of [
+      [1, "start"],
+      [0.5, "middle"],
+      [0, "end"],
+    ]) {
+      const back = share * window,
+        label = back < 120 && back % 60 ? `−${back} s` : `−${back / 60} min`;
       parts.push(s("text", { class: "tick", x: x(end - back), y: HEIGHT - 5, "text-anchor": anchor }, back ? label : "now"));
     }
     for (const one of series) parts.push(...trace(one, shown, x, y));
     parts.push(...cursor(shown, x, y, inner));
     svg.replaceChildren(...parts.flat(9));
     const last = shown[shown.length - 1];
-    series.forEach((one, i) => { const value = last && one.of(last); values[i].textContent = value === null || value === undefined ? "–" : format(value); });
+    series.forEach((one, i) => {
+      const value = last && one.of(last);
+      values[i].textContent = value === null || value === undefined ? "–" : format(value);
+    });
   }
 
   function trace(one, shown, x, y) {
@@ -61,29 +90,59 @@ export function chart(title, series, format = short) {
     let before = null;
     for (const point of shown) {
       const value = one.of(point);
-      if (value === null || value === undefined) { before = null; continue; }
+      if (value === null || value === undefined) {
+        before = null;
+        continue;
+      }
       if (before === null || point[0] - before > GAP) runs.push([]);
       runs[runs.length - 1].push([x(point[0]).toFixed(1), y(value).toFixed(1)]);
       before = point[0];
     }
     return runs.map((run) => {
       const line = run.map((at) => at.join(" ")).join("L");
-      const area = one.area && run.length > 1
-        ? s("path", { class: `area ${one.kind}`, d: `M${line}L${run[run.length - 1][0]} ${HEIGHT - BOTTOM}L${run[0][0]} ${HEIGHT - BOTTOM}Z` }) : [];
-      return [area, run.length > 1 ? s("path", { class: `line ${one.kind}`, d: `M${line}` })
-        : s("circle", { class: `point ${one.kind}`, cx: run[0][0], cy: run[0][1], r: 2.5 })];
+      const area =
+        one.area && run.length > 1
+          ? s("path", {
+              class: `area ${one.kind}`,
+              d: `M${line}L${run[run.length - 1][0]} ${HEIGHT - BOTTOM}L${run[0][0]} ${HEIGHT - BOTTOM}Z`,
+            })
+          : [];
+      return [
+        area,
+        run.length > 1
+          ? s("path", { class: `line ${one.kind}`, d: `M${line}` })
+          : s("circle", { class: `point ${one.kind}`, cx: run[0][0], cy: run[0][1], r: 2.5 }),
+      ];
     });
   }
 
   function cursor(shown, x, y, inner) {
     if (pointer === null || !shown.length) return [];
-    const near = shown.reduce((best, point) => Math.abs(x(point[0]) - pointer) < Math.abs(x(best[0]) - pointer) ? point : best);
-    const at = x(near[0]), right = at > inner / 2;
-    const label = s("text", { class: "told", x: right ? at - 8 : at + 8, y: TOP + 10, "text-anchor": right ? "end" : "start" },
-      new Date(near[0] * 1000).toLocaleTimeString("sv-SE") + "  " + series.map((one) => `${one.name} ${one.of(near) === null ? "–" : format(one.of(near))}`).join("  "));
-    return [s("line", { class: "cross", x1: at, x2: at, y1: TOP, y2: HEIGHT - BOTTOM }),
-      ...series.filter((one) => one.of(near) !== null).map((one) => s("circle", { class: `point ${one.kind}`, cx: at, cy: y(one.of(near)), r: 3.5 })), label];
+    const near = shown.reduce((best, point) => (Math.abs(x(point[0]) - pointer) < Math.abs(x(best[0]) - pointer) ? point : best));
+    const at = x(near[0]),
+      right = at > inner / 2;
+    const label = s(
+      "text",
+      { class: "told", x: right ? at - 8 : at + 8, y: TOP + 10, "text-anchor": right ? "end" : "start" },
+      new Date(near[0] * 1000).toLocaleTimeString("sv-SE") +
+        "  " +
+        series.map((one) => `${one.name} ${one.of(near) === null ? "–" : format(one.of(near))}`).join("  "),
+    );
+    return [
+      s("line", { class: "cross", x1: at, x2: at, y1: TOP, y2: HEIGHT - BOTTOM }),
+      ...series
+        .filter((one) => one.of(near) !== null)
+        .map((one) => s("circle", { class: `point ${one.kind}`, cx: at, cy: y(one.of(near)), r: 3.5 })),
+      label,
+    ];
   }
 
-  return { node, draw(given) { points = given; paint(); }, close: () => observer.disconnect() };
+  return {
+    node,
+    draw(given) {
+      points = given;
+      paint();
+    },
+    close: () => observer.disconnect(),
+  };
 }

@@ -28,7 +28,9 @@ export function swap(element, ...children) {
 // --- formats -----------------------------------------------------------------------------------
 
 let skew = 0; // the server's clock minus ours
-export const setClock = (at) => { skew = at - Date.now() / 1000; };
+export const setClock = (at) => {
+  skew = at - Date.now() / 1000;
+};
 export const now = () => Date.now() / 1000 + skew;
 
 export function span(seconds) {
@@ -38,11 +40,11 @@ export function span(seconds) {
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
   if (seconds < 60) return `${Math.floor(seconds)} s`;
   if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
-  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ${Math.floor(seconds % 3600 / 60)} min`;
+  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
   return `${Math.floor(seconds / 86400)} d`;
 }
 
-export const number = (n) => n === null || n === undefined || n < 0 ? "?" : n.toLocaleString("en-US");
+export const number = (n) => (n === null || n === undefined || n < 0 ? "?" : n.toLocaleString("en-US"));
 export function short(n) {
   if (n < 1000) return n >= 100 || Number.isInteger(n) ? String(Math.round(n)) : String(Math.round(n * 10) / 10);
   return n < 1e6 ? `${(n / 1e3).toFixed(n < 1e4 ? 1 : 0)}k` : `${(n / 1e6).toFixed(1)}M`;
@@ -57,20 +59,27 @@ const relative = (at) => {
 export const clock = (at) => new Date(at * 1000).toLocaleString("sv-SE");
 
 /** A moment, seen from now; it moves on by itself. */
-export const ago = (at) => at === null || at === undefined ? h("span", { class: "quiet" }, "–")
-  : h("time", { datetime: new Date(at * 1000).toISOString(), "data-at": at, title: clock(at) }, relative(at));
+export const ago = (at) =>
+  at === null || at === undefined
+    ? h("span", { class: "quiet" }, "–")
+    : h("time", { datetime: new Date(at * 1000).toISOString(), "data-at": at, title: clock(at) }, relative(at));
 /** A length of time that still grows. */
 export const since = (at) => h("time", { "data-since": at }, span(Math.max(0, now() - at)));
 
 setInterval(() => {
   for (const time of document.querySelectorAll("time[data-at]")) time.textContent = relative(Number(time.dataset.at));
-  for (const time of document.querySelectorAll("time[data-since]")) time.textContent = span(Math.max(0, now() - Number(time.dataset.since)));
+  for (const time of document.querySelectorAll("time[data-since]"))
+    time.textContent = span(Math.max(0, now() - Number(time.dataset.since)));
 }, 1000);
 
 /** A status as a badge; null: nobody has published the task. */
 export const badge = (status) => h("span", { class: `badge ${status || "unknown"}` }, status || "unknown");
-export const taskLink = (id, label, key) => h("a", { href: `#/tasks/${encodeURIComponent(id)}`, "data-key": key || `task-${id}`, class: label ? null : "id", title: id },
-  label || (id.length > 16 ? `${id.slice(0, 6)}…${id.slice(-6)}` : id));
+export const taskLink = (id, label, key) =>
+  h(
+    "a",
+    { href: `#/tasks/${encodeURIComponent(id)}`, "data-key": key || `task-${id}`, class: label ? null : "id", title: id },
+    label || (id.length > 16 ? `${id.slice(0, 6)}…${id.slice(-6)}` : id),
+  );
 export const link = (view, query, ...children) => {
   const given = new URLSearchParams(Object.entries(query || {}).filter(([, value]) => value)).toString();
   return h("a", { href: `#/${view}${given ? `?${given}` : ""}` }, ...children);
@@ -78,7 +87,11 @@ export const link = (view, query, ...children) => {
 
 /** A JSON text, indented where it is one. */
 export function pretty(text) {
-  try { return JSON.stringify(JSON.parse(text), null, 2); } catch { return text; }
+  try {
+    return JSON.stringify(JSON.parse(text), null, 2);
+  } catch {
+    return text;
+  }
 }
 
 // --- requests ----------------------------------------------------------------------------------
@@ -103,12 +116,17 @@ async function request(path, options) {
 }
 
 export const get = (path, query) => {
-  const given = new URLSearchParams(Object.entries(query || {}).filter(([, value]) => value !== "" && value !== null && value !== undefined)).toString();
+  const given = new URLSearchParams(
+    Object.entries(query || {}).filter(([, value]) => value !== "" && value !== null && value !== undefined),
+  ).toString();
   return request(`/api/${path}${given ? `?${given}` : ""}`);
 };
-export const post = (path, body) => request(`/api/${path}`, {
-  method: "POST", body: JSON.stringify(body), headers: { "content-type": "application/json", "x-krq-request": "1" },
-});
+export const post = (path, body) =>
+  request(`/api/${path}`, {
+    method: "POST",
+    body: JSON.stringify(body),
+    headers: { "content-type": "application/json", "x-krq-request": "1" },
+  });
 
 // --- small parts -------------------------------------------------------------------------------
 
@@ -121,12 +139,22 @@ export function toast(text, kind = "good") {
 /** A question with two answers. */
 export function ask(question, yes, danger = true) {
   return new Promise((answer) => {
-    const close = (value) => { dialog.close(); dialog.remove(); answer(value); };
-    const dialog = h("dialog", { oncancel: () => close(false) },
+    const close = (value) => {
+      dialog.close();
+      dialog.remove();
+      answer(value);
+    };
+    const dialog = h(
+      "dialog",
+      { oncancel: () => close(false) },
       h("p", null, question),
-      h("div", { class: "row end" },
+      h(
+        "div",
+        { class: "row end" },
         h("button", { type: "button", onclick: () => close(false) }, "Leave it"),
-        h("button", { type: "button", class: danger ? "danger" : "primary", onclick: () => close(true), "data-key": "yes" }, yes)));
+        h("button", { type: "button", class: danger ? "danger" : "primary", onclick: () => close(true), "data-key": "yes" }, yes),
+      ),
+    );
     document.body.append(dialog);
     dialog.showModal();
     dialog.querySelector("[data-key=yes]").focus();
@@ -134,11 +162,26 @@ export function ask(question, yes, danger = true) {
 }
 
 export function copy(text) {
-  return h("button", {
-    type: "button", class: "plain small", title: "Copy", "aria-label": `Copy ${text}`,
-    onclick: () => navigator.clipboard?.writeText(text).then(() => toast("Copied"), () => toast("The browser does not allow it", "bad")),
-  }, s("svg", { viewBox: "0 0 16 16", width: 13, height: 13, class: "icon", "aria-hidden": "true" },
-    s("rect", { x: 5.5, y: 5.5, width: 8, height: 9, rx: 2 }), s("path", { d: "M10.5 5.5v-2a2 2 0 0 0-2-2h-4a2 2 0 0 0-2 2v5a2 2 0 0 0 2 2h1" })));
+  return h(
+    "button",
+    {
+      type: "button",
+      class: "plain small",
+      title: "Copy",
+      "aria-label": `Copy ${text}`,
+      onclick: () =>
+        navigator.clipboard?.writeText(text).then(
+          () => toast("Copied"),
+          () => toast("The browser does not allow it", "bad"),
+        ),
+    },
+    s(
+      "svg",
+      { viewBox: "0 0 16 16", width: 13, height: 13, class: "icon", "aria-hidden": "true" },
+      s("rect", { x: 5.5, y: 5.5, width: 8, height: 9, rx: 2 }),
+      s("path", { d: "M10.5 5.5v-2a2 2 0 0 0-2-2h-4a2 2 0 0 0-2 2v5a2 2 0 0 0 2 2h1" }),
+    ),
+  );
 }
 
 export const empty = (title, hint) => h("div", { class: "empty" }, h("b", null, title), hint ? h("p", null, hint) : null);
@@ -146,10 +189,36 @@ export const card = (title, ...children) => h("section", { class: "card" }, titl
 
 /** A table; columns: [title, class]; rows: {key, cells, href}. */
 export function table(columns, rows, label) {
-  return h("div", { class: "scroll" }, h("table", { "aria-label": label, class: "stack" },
-    h("thead", null, h("tr", null, columns.map(([title, kind]) => h("th", { class: kind, scope: "col" }, title)))),
-    h("tbody", null, rows.map(({ key, cells, kind }) => h("tr", { "data-row": key, class: kind },
-      cells.map((cell, i) => h("td", { class: columns[i][1], "data-label": typeof columns[i][0] === "string" ? columns[i][0] : "" }, cell)))))));
+  return h(
+    "div",
+    { class: "scroll" },
+    h(
+      "table",
+      { "aria-label": label, class: "stack" },
+      h(
+        "thead",
+        null,
+        h(
+          "tr",
+          null,
+          columns.map(([title, kind]) => h("th", { class: kind, scope: "col" }, title)),
+        ),
+      ),
+      h(
+        "tbody",
+        null,
+        rows.map(({ key, cells, kind }) =>
+          h(
+            "tr",
+            { "data-row": key, class: kind },
+            cells.map((cell, i) =>
+              h("td", { class: columns[i][1], "data-label": typeof columns[i][0] === "string" ? columns[i][0] : "" }, cell),
+            ),
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 export function bar(share, kind = "") {

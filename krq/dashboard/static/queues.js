@@ -3,12 +3,14 @@
 import { ask, bar, card, empty, h, link, number, swap, table } from "./dom.js";
 
 export default function queues(page) {
-  const list = h("div"), node = h("div", { class: "view" }, h("h1", null, "Queues"), card(null, list));
+  const list = h("div"),
+    node = h("div", { class: "view" }, h("h1", null, "Queues"), card(null, list));
   let shown = "";
 
   async function turn(queue) {
     if (queue.paused) await page.act("queues/resume", { name: queue.queue }, `${queue.queue} goes on`);
-    else if (await ask(`Pause ${queue.queue}? Workers take nothing more of it; what runs goes on.`, "Pause", false)) await page.act("queues/pause", { name: queue.queue }, `${queue.queue} is paused`);
+    else if (await ask(`Pause ${queue.queue}? Workers take nothing more of it; what runs goes on.`, "Pause", false))
+      await page.act("queues/pause", { name: queue.queue }, `${queue.queue} is paused`);
   }
 
   function update(look) {
@@ -16,17 +18,47 @@ export default function queues(page) {
     if (state === shown) return;
     shown = state;
     const most = Math.max(1, ...look.queues.map((queue) => queue.ready));
-    swap(list, look.queues.length ? table(
-      [["Queue"], ["Ready"], ["Backlog", "n"], ["Scheduled", "n"], ["Succeeded", "n"], ["Failed", "n"], ["Cancelled", "n"], ["Retried", "n"], ["", "n"]],
-      look.queues.map((queue) => ({
-        key: queue.queue,
-        cells: [
-          [h("a", { href: `#/tasks?queue=${encodeURIComponent(queue.queue)}`, "data-key": `queue-${queue.queue}` }, queue.queue), " ", queue.paused ? h("span", { class: "badge cancelled" }, "paused") : null],
-          [bar(queue.ready / most, "queued"), " ", number(queue.ready)], number(queue.backlog), number(queue.scheduled), number(queue.succeeded),
-          queue.failed ? link("tasks", { status: "failed", queue: queue.queue }, number(queue.failed)) : "0", number(queue.cancelled), number(queue.retried),
-          h("button", { type: "button", class: "small", "data-key": `turn-${queue.queue}`, onclick: () => turn(queue) }, queue.paused ? "Resume" : "Pause"),
-        ],
-      })), "Queues") : empty("No queue yet", "It comes with the first task or worker."));
+    swap(
+      list,
+      look.queues.length
+        ? table(
+            [
+              ["Queue"],
+              ["Ready"],
+              ["Backlog", "n"],
+              ["Scheduled", "n"],
+              ["Succeeded", "n"],
+              ["Failed", "n"],
+              ["Cancelled", "n"],
+              ["Retried", "n"],
+              ["", "n"],
+            ],
+            look.queues.map((queue) => ({
+              key: queue.queue,
+              cells: [
+                [
+                  h("a", { href: `#/tasks?queue=${encodeURIComponent(queue.queue)}`, "data-key": `queue-${queue.queue}` }, queue.queue),
+                  " ",
+                  queue.paused ? h("span", { class: "badge cancelled" }, "paused") : null,
+                ],
+                [bar(queue.ready / most, "queued"), " ", number(queue.ready)],
+                number(queue.backlog),
+                number(queue.scheduled),
+                number(queue.succeeded),
+                queue.failed ? link("tasks", { status: "failed", queue: queue.queue }, number(queue.failed)) : "0",
+                number(queue.cancelled),
+                number(queue.retried),
+                h(
+                  "button",
+                  { type: "button", class: "small", "data-key": `turn-${queue.queue}`, onclick: () => turn(queue) },
+                  queue.paused ? "Resume" : "Pause",
+                ),
+              ],
+            })),
+            "Queues",
+          )
+        : empty("No queue yet", "It comes with the first task or worker."),
+    );
   }
   return { node, update };
 }

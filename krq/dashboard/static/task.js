@@ -6,63 +6,177 @@ const FINAL = ["success", "failed", "cancelled"];
 
 export default function task(page, id) {
   const node = h("div", { class: "view" });
-  let shown = "", found = null;
+  let shown = "",
+    found = null;
 
-  const acted = async (acting) => { await acting; view.rest = 0; await view.load().catch(page.report); };
+  const acted = async (acting) => {
+    await acting;
+    view.rest = 0;
+    await view.load().catch(page.report);
+  };
   const retry = () => acted(page.act("tasks/retry", { ids: [id] }, "Sent again"));
-  const cancel = async () => { if (await ask(`Cancel ${found.task.name}? ${found.task.status === "processing" ? "Its worker is told to stop it." : "It will not run."}`, "Cancel it")) await acted(page.act("tasks/cancel", { ids: [id] }, "Cancelled")); };
+  const cancel = async () => {
+    if (
+      await ask(
+        `Cancel ${found.task.name}? ${found.task.status === "processing" ? "Its worker is told to stop it." : "It will not run."}`,
+        "Cancel it",
+      )
+    )
+      await acted(page.act("tasks/cancel", { ids: [id] }, "Cancelled"));
+  };
 
   function buttons(one) {
-    return h("div", { class: "row actions" },
-      found.in_workflow ? h("a", { class: "button", href: `#/workflows/${encodeURIComponent(id)}`, "data-key": "graph" }, "Workflow") : null,
-      ["failed", "cancelled"].includes(one.status) ? h("button", { type: "button", class: "primary", onclick: retry, "data-key": "retry" }, "Retry") : null,
-      FINAL.includes(one.status) ? null : h("button", { type: "button", class: "danger", onclick: cancel, "data-key": "cancel" }, "Cancel"));
+    return h(
+      "div",
+      { class: "row actions" },
+      found.in_workflow
+        ? h("a", { class: "button", href: `#/workflows/${encodeURIComponent(id)}`, "data-key": "graph" }, "Workflow")
+        : null,
+      ["failed", "cancelled"].includes(one.status)
+        ? h("button", { type: "button", class: "primary", onclick: retry, "data-key": "retry" }, "Retry")
+        : null,
+      FINAL.includes(one.status) ? null : h("button", { type: "button", class: "danger", onclick: cancel, "data-key": "cancel" }, "Cancel"),
+    );
   }
+
+  const attempts = (one) =>
+    [
+      one.attempt,
+      one.failures && `${one.failures} failed`,
+      one.deaths && `${one.deaths} died`,
+      one.interruptions && `${one.interruptions} interrupted`,
+    ]
+      .filter(Boolean)
+      .join(", ");
 
   function facts(one) {
     const rows = [
-      ["Queue", link("tasks", { queue: one.queue }, one.queue)], ["Worker", one.worker ? link("tasks", { worker: one.worker }, one.worker) : null],
-      ["Attempt", one.attempt ? `${one.attempt}${one.failures ? `, ${one.failures} failed` : ""}${one.deaths ? `, ${one.deaths} deaths` : ""}${one.interruptions ? `, ${one.interruptions} interrupted` : ""}` : null],
-      ["Priority", one.priority || null], ["Sent", ago(one.sent)], ["Due", one.due ? ago(one.due) : null], ["Started", one.started ? ago(one.started) : null], ["Ended", one.finished ? ago(one.finished) : null],
+      ["Queue", link("tasks", { queue: one.queue }, one.queue)],
+      ["Worker", one.worker ? link("tasks", { worker: one.worker }, one.worker) : null],
+      ["Attempt", one.attempt ? attempts(one) : null],
+      ["Priority", one.priority || null],
+      ["Sent", ago(one.sent)],
+      ["Due", one.due ? ago(one.due) : null],
+      ["Started", one.started ? ago(one.started) : null],
+      ["Ended", one.finished ? ago(one.finished) : null],
       ["Waited", one.started && one.sent ? span(Math.max(0, one.started - one.sent)) : null],
       ["Took", one.started && one.finished ? span(one.finished - one.started) : one.status === "processing" ? since(one.started) : null],
-      ["Progress", one.progress ? [bar(one.progress[0] / Math.max(1, one.progress[1]), "processing"), ` ${number(one.progress[0])} of ${number(one.progress[1])}`] : null],
+      [
+        "Progress",
+        one.progress
+          ? [bar(one.progress[0] / Math.max(1, one.progress[1]), "processing"), ` ${number(one.progress[0])} of ${number(one.progress[1])}`]
+          : null,
+      ],
     ];
-    return h("dl", { class: "facts" }, rows.filter(([, value]) => value !== null).map(([name, value]) => [h("dt", null, name), h("dd", null, value)]));
+    return h(
+      "dl",
+      { class: "facts" },
+      rows.filter(([, value]) => value !== null).map(([name, value]) => [h("dt", null, name), h("dd", null, value)]),
+    );
   }
 
-  const timeline = (steps) => h("ol", { class: "story" }, steps.map((step) => h("li", { class: `${step.kind}${step.future ? " future" : ""}` }, h("span", null, step.text), step.at ? h("small", { title: clock(step.at) }, ago(step.at), " · ", clock(step.at).slice(11)) : null)));
+  const timeline = (steps) =>
+    h(
+      "ol",
+      { class: "story" },
+      steps.map((step) =>
+        h(
+          "li",
+          { class: `${step.kind}${step.future ? " future" : ""}` },
+          h("span", null, step.text),
+          step.at ? h("small", { title: clock(step.at) }, ago(step.at), " · ", clock(step.at).slice(11)) : null,
+        ),
+      ),
+    );
 
   function given() {
     const { arguments: sent, task: one } = found;
-    if (!sent) return h("p", { class: "quiet" }, one.status === "success" ? "The message went when the task had succeeded." : "The message is not known.");
+    if (!sent)
+      return h(
+        "p",
+        { class: "quiet" },
+        one.status === "success" ? "The message went when the task had succeeded." : "The message is not known.",
+      );
     const rows = [...sent.args.map((value, i) => [String(i + 1), value]), ...Object.entries(sent.kwargs)];
     const front = { prepend: `the results of ${sent.after} tasks, then`, list: `the list of ${sent.after} results, then` }[sent.inputs];
-    return [front ? h("p", { class: "quiet" }, `It gets ${front}:`) : null, sent.cut ? h("p", { class: "quiet" }, "Cut short: they are large.") : null,
-      rows.length ? h("dl", { class: "facts code" }, rows.map(([name, value]) => [h("dt", null, name), h("dd", null, h("pre", null, JSON.stringify(value, null, 1)))])) : h("p", { class: "quiet" }, "None.")];
+    return [
+      front ? h("p", { class: "quiet" }, `It gets ${front}:`) : null,
+      sent.cut ? h("p", { class: "quiet" }, "Cut short: they are large.") : null,
+      rows.length
+        ? h(
+            "dl",
+            { class: "facts code" },
+            rows.map(([name, value]) => [h("dt", null, name), h("dd", null, h("pre", null, JSON.stringify(value, null, 1)))]),
+          )
+        : h("p", { class: "quiet" }, "None."),
+    ];
   }
 
   function kin(title, list) {
     if (!list.length) return null;
-    return card(title, h("ul", { class: "list" }, list.slice(0, 50).map((one) => h("li", null, badge(one.status), " ", taskLink(one.id, one.name || "not published", `kin-${one.id}`), " ", taskLink(one.id)))),
-      list.length > 50 ? h("p", { class: "quiet" }, `and ${list.length - 50} more`) : null);
+    return card(
+      title,
+      h(
+        "ul",
+        { class: "list" },
+        list
+          .slice(0, 50)
+          .map((one) =>
+            h("li", null, badge(one.status), " ", taskLink(one.id, one.name || "not published", `kin-${one.id}`), " ", taskLink(one.id)),
+          ),
+      ),
+      list.length > 50 ? h("p", { class: "quiet" }, `and ${list.length - 50} more`) : null,
+    );
   }
 
   function draw() {
     const { task: one, error, history } = found;
-    swap(node,
-      h("div", { class: "row between head" }, h("div", null, h("p", { class: "crumbs" }, link("tasks", {}, "Tasks"), " / ", h("code", null, one.id), copy(one.id)), h("h1", null, one.name || "?", " ", badge(one.status))), buttons(one)),
+    swap(
+      node,
+      h(
+        "div",
+        { class: "row between head" },
+        h(
+          "div",
+          null,
+          h("p", { class: "crumbs" }, link("tasks", {}, "Tasks"), " / ", h("code", null, one.id), copy(one.id)),
+          h("h1", null, one.name || "?", " ", badge(one.status)),
+        ),
+        buttons(one),
+      ),
       found.why ? h("p", { class: "note" }, h("b", null, "Why it is not running: "), found.why) : null,
       h("div", { class: "halves" }, card("Facts", facts(one)), card("Story", timeline(found.story))),
-      error && one.status !== "success" ? card(one.status === "failed" ? "Error" : "Last error", h("p", { class: "bad strong" }, `${error.type}: ${error.message || ""}`), error.traceback ? h("pre", { class: "trace" }, error.traceback) : null) : null,
+      error && one.status !== "success"
+        ? card(
+            one.status === "failed" ? "Error" : "Last error",
+            h("p", { class: "bad strong" }, `${error.type}: ${error.message || ""}`),
+            error.traceback ? h("pre", { class: "trace" }, error.traceback) : null,
+          )
+        : null,
       found.result !== null ? card("Result", h("pre", null, pretty(found.result))) : null,
       card("Arguments", given()),
-      history.length ? card("Attempts that did not succeed", table([["Attempt", "n"], ["Outcome"], ["Worker"], ["Started", "n"], ["Took", "n"], ["Error"]], history.map((past) => ({
-        key: String(past.attempt),
-        cells: [past.attempt, h("span", { class: "badge failed" }, past.outcome), past.worker, ago(past.started), past.started && past.finished ? span(past.finished - past.started) : "–",
-          h("span", { class: "cut wide" }, past.error ? `${past.error.type}: ${past.error.message || ""}` : past.cause)],
-      })), "Attempts")) : null,
-      h("div", { class: "halves" }, kin("Waits for", found.after), kin("Waiting for it", found.dependents)));
+      history.length
+        ? card(
+            "Attempts that did not succeed",
+            table(
+              [["Attempt", "n"], ["Outcome"], ["Worker"], ["Started", "n"], ["Took", "n"], ["Error"]],
+              history.map((past) => ({
+                key: String(past.attempt),
+                cells: [
+                  past.attempt,
+                  h("span", { class: "badge failed" }, past.outcome),
+                  past.worker,
+                  ago(past.started),
+                  past.started && past.finished ? span(past.finished - past.started) : "–",
+                  h("span", { class: "cut wide" }, past.error ? `${past.error.type}: ${past.error.message || ""}` : past.cause),
+                ],
+              })),
+              "Attempts",
+            ),
+          )
+        : null,
+      h("div", { class: "halves" }, kin("Waits for", found.after), kin("Waiting for it", found.dependents)),
+    );
   }
 
   const view = {
@@ -70,7 +184,8 @@ export default function task(page, id) {
     ready: false,
     async load() {
       if (view.ready && FINAL.includes(found.task.status) && view.rest-- > 0) return;
-      const next = await get("task", { id }), state = JSON.stringify(next);
+      const next = await get("task", { id }),
+        state = JSON.stringify(next);
       view.ready = true;
       view.rest = 4; // what has ended is looked at less often
       if (state === shown) return;
