@@ -46,9 +46,9 @@ lint: $(STAMP)
 	$(BIN)/mypy --strict krq tests/typing_cases.py
 	$(BIN)/lint-imports
 
-# two at a time: most tests wait for a lease, a restart or a rebalance
+# three at a time: most tests wait for a lease, a restart or a rebalance
 unit: $(STAMP)
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	$(BIN)/pytest -q -n 3 --dist loadfile
 
 chaos: $(STAMP)
 	@cd tests && ../$(BIN)/python -m chaos.driver --minutes $(CHAOS_MINUTES) $(if $(CHAOS_SEED),--seed $(CHAOS_SEED))

@@ -32,6 +32,7 @@ from krq.modules.broadcast import RollCalls
 from krq.modules.chaining import Chaining
 from krq.modules.grouping import Grouping
 from krq.modules.limits import Limiting, definitions
+from krq.modules.listeners import Listening
 from krq.modules.schedule import Scheduling
 from krq.registry import CatchAll, Registry
 from krq.results import Outcomes
@@ -41,6 +42,7 @@ from krq.store.client import Store
 from krq.store.waiter import Waiter
 from krq.submitter import Builder, Submitter, check_options
 from krq.task import Task
+from krq.watching import Watching
 from krq.worker.spec import Spec
 from krq.workflow import Signature
 
@@ -73,7 +75,7 @@ class _WorkerSetup(NamedTuple):
     queues: Sequence[str] | None = None
 
 
-class KRQ(Scheduling, Limiting, RollCalls, DeadLetters, Workflows):
+class KRQ(Scheduling, Limiting, Listening, RollCalls, DeadLetters, Workflows, Watching):
     """A task queue: define tasks on it, send them, run workers for them, look at them.
 
     ``broker`` is the log, ``backend`` the schedule and the results; see ``krq.config.Config`` for both, for all

@@ -113,7 +113,7 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     at: float | None
     """None: nobody has noted when"""
     kind: str
-    """``sent``, ``released``, ``started``, ``success``, ``spawned``, or how an attempt or the task ended: see ``AttemptInfo.outcome``"""
+    """``sent``, ``released``, ``due``, ``started``, ``spawned``, ``success``, or an end as in ``AttemptInfo.outcome``"""
     text: str
 
 
@@ -121,8 +121,8 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True):
     """Why a task is where it is."""
 
     code: str
-    """``paused``, ``limit``, ``dependency``, ``children``, ``delay``, ``backoff``, ``unknown_task``, ``no_worker``, ``backlog``, ``position``,
-    ``running``, ``cancel``, ``worker_dead``, ``closed``, ``expires``, ``unpublished``, ``not_known``"""
+    """``paused``, ``limit``, ``dependency``, ``children``, ``delay``, ``backoff``, ``unknown_task``, ``no_worker``, ``backlog``,
+    ``position``, ``running``, ``cancel``, ``worker_dead``, ``closed``, ``expires``, ``unpublished``, ``not_known``"""
     text: str
     id: str = ""
     """of the task that it waits for, where it is one"""
@@ -148,8 +148,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Something that happened: an entry of the ``events`` topic, or what a listener is told."""
 
     outcome: str
-    """of an attempt: ``success``, ``failed``, ``retry``, ``spawned``, ``cancelled``, ``died``; somebody asked for it: ``cancel``, ``control``;
-    told to listeners alone: ``started``, ``worker_started``, ``worker_stopping``"""
+    """of an attempt: ``success``, ``failed``, ``retry``, ``spawned``, ``cancelled``, ``died``; asked for: ``cancel``, ``control``; told to
+    listeners alone: ``started``, ``worker_started``, ``worker_stopping``"""
     at: float
     id: str = ""
     """of the task; of ``control``: what it concerns, such as a queue"""

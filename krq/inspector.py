@@ -189,7 +189,7 @@ class Inspector:
             holders = [*incarnations, *(name.decode() for name in redis.srandmember(keys("orphans"), 100) or [])]
             outbox = sum(redis.hlen(keys("outbox", holder)) for holder in holders)
             waiting, dead = redis.zcard(keys("waiting")), redis.zcard(keys("dead"))
-        unread = self._backlog(queues) if backlog else {}
+        unread = self.backlog(queues) if backlog else {}
         return Stats(
             queues={
                 queue: _queue(queue, answers[3 * i], answers[3 * i + 1], answers[3 * i + 2], unread.get(queue, -1))
@@ -198,8 +198,8 @@ class Inspector:
             workers=len(incarnations), processing=held, waiting=waiting, dead=dead, outbox=outbox,
         )
 
-    def _backlog(self, queues: Sequence[str]) -> dict[str, int]:
-        """Records of each queue that were not admitted yet."""
+    def backlog(self, queues: Sequence[str]) -> dict[str, int]:
+        """Records of each queue that were not admitted yet, also of one that Redis does not know. {} where the broker does not answer."""
         try:
             unread = self._broker.unread([self._config.topic(queue) for queue in queues], self._config.group_id, self._marks(queues))
         except KRQError:

@@ -20,7 +20,9 @@ from krq.store.client import Store
 #: dependencies that are looked at, and that are named
 LOOKED, NAMED = 500, 10
 #: newest records of a topic in which a task is looked for
-RECORDS = 500
+RECORDS = 100
+#: seconds of a rate that may be made up for (places.lua)
+BURST = 0.05
 _LIMITS = {"n": "max_concurrency", "k": "max_concurrency_per_key", "r": "rate_limit", "o": "in_order"}
 
 
@@ -101,9 +103,9 @@ class Reasons:
         if since is not None and since > ended:
             return [self._unknown(facts)]
         if last is not None and last["outcome"] == "retry":
-            text = f"Attempt {last['attempt']} failed{error_of(last)}, and its back-off is not over: attempt {info.attempt + 1} is due then"
+            text = f"Attempt {last['attempt']} failed{error_of(last)}, and its back-off is not over: then attempt {info.attempt + 1} is due"
             return [Reason(code="backoff", text=text, since=ended, until=info.due)]
-        return [Reason(code="delay", text="It was sent to run later: it is due then", since=info.sent, until=info.due)]
+        return [Reason(code="delay", text="It was sent to run later", since=info.sent, until=info.due)]
 
     # --- processing --------------------------------------------------------------------------
 
@@ -140,7 +142,7 @@ class Reasons:
         place = self._place(facts.info)
         if not found and place:
             slots, busy = sum(one.slots for one in workers), sum(one.busy for one in workers)
-            free = f"all {slots} slots of its queue's workers are busy" if busy >= slots else "a worker with a free slot is about to take it"
+            free = f"all {slots} slots of its workers are busy" if busy >= slots else "a worker with a free slot is about to take it"
             place = f"{place}; {free}"
         return [*found, Reason(code="position", text=place or "It is about to be taken", since=facts.info.sent)]
 
@@ -162,7 +164,7 @@ class Reasons:
         workers = self._serving(info)
         inbox = facts.message.inbox if facts.message is not None else None
         if not workers and inbox:
-            found.append(Reason(code="no_worker", text=f"It is for the one worker with the inbox {inbox}, which does not live"))
+            found.append(Reason(code="no_worker", text=f"It is for the one worker with the inbox {inbox}, which is gone"))
         elif not workers:
             found.append(Reason(code="no_worker", text=f"No live worker serves the queue {info.queue}"))
         elif unknown and not self._knowing(info, workers):
@@ -181,8 +183,8 @@ class Reasons:
         began = None if since is None else max(since, facts.opened)
         workers = self._serving(info)
         if workers and self._knowing(info, workers):
-            return Reason(code="unknown_task", text=f"No worker knew a task named {info.name}; one does now, and takes it then", until=info.due)
-        text = f"No live worker of the queue {info.queue} knows a task named {info.name}: one that does must come, or it is a dead letter then"
+            return Reason(code="unknown_task", text=f"No worker knew the task {info.name}; one does now, and takes it then", until=info.due)
+        text = f"No live worker of the queue {info.queue} knows a task named {info.name}; if none comes in time, it is a dead letter"
         until = None if began is None else began + self._config.unknown_task_grace
         return Reason(code="unknown_task", text=text, since=began, until=until)
 
@@ -204,8 +206,9 @@ class Reasons:
             before = first[0].decode() if first else ""
             return Reason(code="limit", id=before, text=f"{words}: {before or 'another'}{of_key} is before it and has not ended{place}")
         if letter == "r":
-            until = max(facts.now, float(free or 0) / 1000)
-            return Reason(code="limit", text=f"{words}: {limit.get('r', 'its rate')} is used up; the next may start then{place}", until=until)
+            interval = float(limit.get("t", 0)) / 1000
+            until = max(facts.now, float(free or 0) / 1000 - max(interval, BURST)) + (rank or 0) * interval
+            return Reason(code="limit", text=f"{words}: {limit.get('r', 'its rate')} is used up{place}", until=until)
         most = limit.get("c" if letter == "n" else "k", "?")
         return Reason(code="limit", text=f"{words}: {running} of {most} run{of_key}{place}")
 
@@ -219,12 +222,13 @@ class Reasons:
 
     def unread(self, queue: str, task_id: str, since: float | None) -> Reason:
         """Of a task whose record nobody has read. ``queue``: the one that it was published to."""
-        stats = self._inspector.stats().queues.get(queue, QueueStats(queue=queue))
+        stats = self._inspector.stats(backlog=False).queues.get(queue, QueueStats(queue=queue))
+        backlog = self._inspector.backlog([queue]).get(queue, -1)
         where = "its backlog can't be told, as the broker does not answer"
-        if stats.backlog >= 0:
-            records = "1 record" if stats.backlog == 1 else f"{stats.backlog:,} records"
-            where = f"{records} of the queue {queue} {'has' if stats.backlog == 1 else 'have'} not been read, its own among them"
-        ahead = self._ahead(queue, task_id) if stats.backlog > 0 else None
+        if backlog >= 0:
+            records = "1 record" if backlog == 1 else f"{backlog:,} records"
+            where = f"{records} of the queue {queue} {'has' if backlog == 1 else 'have'} not been read, its own among them"
+        ahead = self._ahead(queue, task_id) if backlog > 0 else None
         if ahead is not None:
             where += f" with {ahead:,} before it in its partition"
         full = stats.ready + stats.parked >= self._config.window

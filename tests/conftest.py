@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from harness import Servers, Worker, until
 from shard import Shard
 from starlette.testclient import TestClient
@@ -26,20 +27,34 @@ def pytest_runtest_makereport() -> Iterator[pytest.TestReport]:  # type: ignore[
     return report
 
 
+STARTED = pytest.StashKey[list[ValkeyServer]]()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def emptied(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the tests of a file leave in the servers goes when they are over: some walk through all keys."""
+    yield
+    for server in request.session.stash.get(STARTED, []):
+        with redis.Redis(port=server.port) as client:
+            client.flushall()
+
+
 @pytest.fixture(scope="session")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+def valkey(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[ValkeyServer]:
     """Valkey from the wheel."""
     with ValkeyServer(tmp_path_factory.mktemp("valkey"), fsync="off") as server:
+        request.session.stash.setdefault(STARTED, []).append(server)
         yield server
 
 
 @pytest.fixture(scope="session")
-def debian_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+def debian_redis(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[ValkeyServer]:
     """Another server of the same protocol: Debian's redis-server, which CI installs; elsewhere Valkey again."""
     binary = shutil.which("redis-server")
     if binary is None and os.environ.get("CI"):
         pytest.fail("CI runs the scripts on Debian's Redis, too: redis-server is missing")
     with ValkeyServer(tmp_path_factory.mktemp("redis"), fsync="off", binary=binary) as server:
+        request.session.stash.setdefault(STARTED, []).append(server)
         yield server
 
 

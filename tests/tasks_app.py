@@ -130,12 +130,13 @@ def gives(what: str) -> object:
 def waits(path: str, seconds: float = 30.0) -> str:
     """Runs until it is told to stop."""
     note(path, "S", krq.current().id)
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if krq.current().cancelled:
-            note(path, "C", krq.current().id)
-            return "told"
-        time.sleep(0.02)
+    try:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            time.sleep(0.02)
+    except krq.Stop:
+        note(path, "C", krq.current().id, krq.current().cancelled)
+        return "told"
     return "not told"
 
 

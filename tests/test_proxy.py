@@ -147,6 +147,7 @@ def test_answers_come_late(proxy: Proxy) -> None:
 
 def test_refused_and_welcome_again(proxy: Proxy) -> None:
     with dial(proxy) as connection:
+        assert ask(connection, b"a\n") == b"a\n"
         proxy.refuse(True)
         assert ask(connection, b"a\n") == b""
     with pytest.raises(ConnectionRefusedError):

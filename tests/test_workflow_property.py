@@ -127,16 +127,20 @@ class Flow:
             self.shard.take(0, self.worker)
 
     def find_doomed(self) -> None:
-        """Once nothing is left to be told: whatever a task that takes the rest with it has waited for and has not begun will not run."""
+        """Once nothing is left to be told: whatever a task that takes the rest with it has waited for and has not begun will not run.
+
+        Of the generation that it has waited for: another may have been asked for since, for the sake of others.
+        """
         if self.shard.redis.exists(self.shard.keys("edges"), self.shard.keys("fan")):
             return
-        newest = {msg.task_id: msg.generation for msg, _ in self.log}
+        newest = {msg.task_id: msg for msg, _ in self.log}
         for name, msg in self.messages.items():
             fields = self.shard.task(name)
-            if int(fields.get("g", 0)) < newest[name]:
+            if int(fields.get("g", 0)) < newest[name].generation:
                 continue
+            awaited = {on: newest[name].needs.get(on, 0) for on in msg.after}
             if msg.on_failure == "cancel_rest" and fields.get("s") in ("F", "C") and name not in self.held and "tt" not in fields:
-                self.doomed |= {(on, self.generation(on)) for on in msg.after if self.shard.state(on) != "p"}
+                self.doomed |= {(on, g) for on, g in awaited.items() if g == self.generation(on) and self.shard.state(on) != "p"}
 
     def infos(self) -> dict[str, Any]:
         return dict(zip(self.messages, self.inspector.infos([*self.messages]), strict=True))

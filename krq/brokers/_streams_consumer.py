@@ -278,6 +278,30 @@ class StreamsConsumer:
         return None, False
 
 
+class StreamsTail:
+    """``Tail`` of a stream. One thread only; connects at its first poll."""
+
+    def __init__(self, connect: Callable[[float], redis.Redis], name: str, topic: str, after: str) -> None:
+        self._client: Any = connect(_SOCKET)
+        self._name, self._topic, self._after = name, topic, after
+
+    def poll(self, timeout: float) -> list[Incoming]:
+        """See ``Tail.poll``."""
+        block = max(1, int(min(timeout, _BLOCK) * 1000))
+        try:
+            reply = self._client.xread({self._topic: self._after}, count=_COUNT, block=block)
+        except RedisError as error:
+            raise translate(self._name, error) from error
+        found = [entry(offset, fields) for _, entries in reply or () for offset, fields in entries]
+        if found:
+            self._after = str(found[-1].offset)
+        return found
+
+    def close(self) -> None:
+        """See ``Tail.close``."""
+        self._client.close()
+
+
 def _order(offset: str) -> tuple[int, int]:
     """Entries in the order of their ids."""
     first, _, second = offset.partition("-")

@@ -125,6 +125,21 @@ class Consumer(Protocol):
         ...
 
 
+class Tail(Protocol):
+    """A reader of one whole topic that is in no group: it takes nothing from others. One thread."""
+
+    def poll(self, timeout: float) -> list[Incoming]:
+        """The records that have come, of several partitions by their times; [] when none came within ``timeout``.
+
+        Raises ``BrokerConnectionError``; calling again is right, and goes on where it was.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection. May be repeated."""
+        ...
+
+
 class Broker(Protocol):
     """A client of the log. Thread-safe, except the consumers it makes. Not usable after a fork."""
 
@@ -179,6 +194,13 @@ class Broker(Protocol):
 
     def read(self, topic: str, limit: int) -> list[tuple[int, Incoming]]:
         """The newest ``limit`` records of a topic as (partition, record), oldest first; for people and tests."""
+        ...
+
+    def tail(self, topic: str, *, from_start: bool) -> Tail:
+        """Follow a topic, which is created when missing: from the first record still there, or from now on.
+
+        "Now" is before this returns. Raises ``BrokerConnectionError``.
+        """
         ...
 
     def trim(self, topic: str, partition: int, before: Offset) -> None:

@@ -12,6 +12,7 @@ from krq.brokers._kafka_clients import Clients
 from krq.brokers._kafka_consumer import KafkaGroupConsumer, headers_of, read_newest
 from krq.brokers._kafka_producer import Publisher
 from krq.brokers._kafka_publish import Publication
+from krq.brokers._kafka_tail import KafkaTail
 from krq.brokers.base import Incoming, Offset, Outgoing, Position
 from krq.config import Config
 from krq.errors import AppClosed
@@ -87,6 +88,12 @@ class KafkaBroker:
             (each.partition, Incoming(each.offset, max(each.timestamp, 0), each.value or b"", headers_of(each.headers)))
             for each in newest
         ]
+
+    def tail(self, topic: str, *, from_start: bool) -> KafkaTail:
+        """See ``Broker.tail``."""
+        self._check()
+        self._admin.ensure([topic], _ASK)
+        return KafkaTail(self._clients, topic, self._admin.offsets([topic], _ASK), from_start=from_start)
 
     def trim(self, topic: str, partition: int, before: Offset) -> None:
         """See ``Broker.trim``. Kafka frees the space a segment at a time."""

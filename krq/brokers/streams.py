@@ -21,7 +21,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 from redis.retry import Retry
 
-from krq.brokers._streams_consumer import StreamsConsumer, entry, translate
+from krq.brokers._streams_consumer import StreamsConsumer, StreamsTail, entry, translate
 from krq.brokers.base import Incoming, Offset, Outgoing, Position
 from krq.config import Config, mask
 from krq.errors import (
@@ -115,6 +115,11 @@ class StreamsBroker:
             return []
         found = self._ask(lambda client: client.xrevrange(topic, count=limit))
         return [(0, entry(offset, fields)) for offset, fields in reversed(found)]
+
+    def tail(self, topic: str, *, from_start: bool) -> StreamsTail:
+        """See ``Broker.tail``."""
+        newest = [] if from_start else self._ask(lambda client: client.xrevrange(topic, count=1))
+        return StreamsTail(self.reader(), self.name, topic, newest[0][0].decode() if newest else "0-0")
 
     def trim(self, topic: str, partition: int, before: Offset) -> None:
         """See ``Broker.trim``."""

@@ -198,7 +198,7 @@ def failures(app: KRQ, limit: int, as_json: bool, with_log: bool) -> None:
     """Workers that ended without being asked to, the latest first; HELD tasks were given to others.
 
     \b
-    Examples:
+    Example:
       krq failures
       krq failures -n 1 --log
     """

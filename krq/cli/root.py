@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from krq.cli import act, dead, dev, limits, look, schedules, submit, tree, web, worker
+from krq.cli import act, dead, dev, events, limits, look, schedules, submit, tree, web, why, worker
 from krq.cli.text import cell, fail
 from krq.errors import KRQError, TaskFailed
 from krq.version import __version__
@@ -23,7 +23,7 @@ class Root(click.Group):
 
     sections = (
         ("Run", ("worker", "dev")),
-        ("Look", ("stats", "workers", "pending", "recent", "delayed", "task", "tree", "dead", "failures", "web")),
+        ("Look", ("stats", "workers", "pending", "recent", "delayed", "task", "why", "tree", "events", "dead", "failures", "web")),
         ("Act", ("submit", "cancel", "retry", "pause", "resume", "purge", "clear", "schedules", "limits")),
     )
 
@@ -57,7 +57,7 @@ def root(ctx: click.Context) -> None:
         ctx.color = False
 
 
-for module in (worker, dev, look, tree, dead, submit, act, schedules, limits, web):
+for module in (worker, dev, look, why, tree, events, dead, submit, act, schedules, limits, web):
     for command in module.COMMANDS:
         root.add_command(command)
 

@@ -7,6 +7,7 @@ from krq.modules.broadcast import Broadcast
 from krq.modules.chaining import Chaining
 from krq.modules.grouping import Grouping
 from krq.modules.limits import Limits
+from krq.modules.listeners import Listeners
 from krq.modules.masking import Masking
 from krq.modules.retries import Retries
 from krq.modules.schedule import Schedules
@@ -14,4 +15,4 @@ from krq.modules.schedule import Schedules
 
 def default() -> list[Module]:
     """What ``KRQ(modules=None)`` uses."""
-    return [Masking(), Retries(), Chaining(), Grouping(), Broadcast(), Schedules(), Limits()]
+    return [Masking(), Retries(), Chaining(), Grouping(), Broadcast(), Schedules(), Limits(), Listeners()]

@@ -48,7 +48,8 @@ local function recover(id, t)
   if suspected[id] then call('HSET', K.task(id), 'su', 1) end
   if cause == '' then count(K.queue(t[4]), 'B', 1) end
   if ran[id] or not started or cause == '' then
-    remember(id, {outcome = cause == '' and 'handed back' or 'interrupted', attempt = tonumber(t[3]), worker = inc, finished = now, cause = cause})
+    remember(id, {outcome = cause == '' and 'handed back' or 'interrupted', attempt = tonumber(t[3]), worker = inc,
+      started = ran[id] and tonumber(t[10]) or nil, finished = now, cause = cause})
   end
   if t[8] then end_here(id, 'C', 'CANCELLED', 'cancelled while it ran; its worker died')
   elseif deaths >= max_deaths then end_here(id, 'F', 'POISON', poison_text(deaths, cause))
@@ -59,7 +60,7 @@ local ids = call('SRANDMEMBER', K.held(inc), 200)
 local recovered = 0
 variadic('SREM', K.held(inc), ids)
 for _, id in ipairs(ids) do
-  local t = call('HMGET', K.task(id), 's', 'o', 'a', 'q', 'pr', 'i', 'or', 'c', 'su')
+  local t = call('HMGET', K.task(id), 's', 'o', 'a', 'q', 'pr', 'i', 'or', 'c', 'su', 'tt')
   if t[1] == 'p' and t[2] == inc then
     recover(id, t)
     recovered = recovered + 1

@@ -1,0 +1,149 @@
+"""The tail of the events topic: `KRQ.events` and `krq events`, on both brokers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from harness import Servers
+
+import krq
+from krq import brokers, events
+from krq.brokers.base import Outgoing
+from krq.dev.valkey import ValkeyServer
+from krq.events import Entry
+from krq.info import Event
+from krq.outcome import ErrorInfo
+
+
+def entry(n: int, **more: Any) -> Entry:
+    return Entry(**{"id": f"t{n}", "outcome": "success", "name": "add", "attempt": 1, "worker": "w", "finished": 1000 * n, **more})
+
+
+def publish(app: krq.KRQ, *pages: Sequence[Entry] | bytes) -> None:
+    """One record each, one after the other."""
+    broker = brokers.make(app.config)
+    for page in pages:
+        raw = page if isinstance(page, bytes) else events.encode_page([events.encode_entry(one) for one in page])
+        (answer,) = broker.publish([Outgoing(app.config.events_topic, raw)], 10)
+        assert not isinstance(answer, Exception), answer
+    broker.close()
+
+
+def some(tail: Iterator[Event], n: int) -> list[str]:
+    """The ids of the next ``n``; those that have come where not all do."""
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.extend(event.id for event in itertools.islice(tail, n)), daemon=True)
+    reader.start()
+    reader.join(20)
+    return sorted(found)
+
+
+def test_from_now_on(app: krq.KRQ) -> None:
+    publish(app, [entry(1)], [entry(2)])
+    tail = app.events()
+    publish(app, b"nothing of ours", [entry(3), entry(4)])
+    assert some(tail, 2) == ["t3", "t4"]
+    publish(app, [entry(5)])
+    assert some(tail, 1) == ["t5"]
+    tail.close()  # type: ignore[attr-defined]
+
+
+def test_from_the_start_on(app: krq.KRQ) -> None:
+    publish(app, *([entry(n)] for n in range(1, 6)))
+    tail = app.events(from_start=True)
+    assert some(tail, 5) == ["t1", "t2", "t3", "t4", "t5"]
+    publish(app, [entry(6)])
+    assert some(tail, 1) == ["t6"]
+
+
+def test_of_a_topic_that_nobody_has_made(app: krq.KRQ) -> None:
+    tail = app.events()
+    app.pause("mail")
+    assert some(tail, 1) == ["mail"]
+    (event,) = app.recent_events()
+    assert (event.outcome, event.id, event.data["act"]) == ("control", "mail", "pause")
+
+
+def test_two_tails_get_all_each(app: krq.KRQ) -> None:
+    one, other = app.events(), app.events()
+    publish(app, [entry(1)], [entry(2)])
+    assert some(one, 2) == some(other, 2) == ["t1", "t2"]
+
+
+def test_the_latest(app: krq.KRQ) -> None:
+    assert app.recent_events() == []
+    publish(app, [entry(1), entry(2)], [entry(3, started=2500, sent=2000, error=ErrorInfo("ValueError", "no"), outcome="failed")])
+    found = app.recent_events(2)
+    assert [event.id for event in found] == ["t2", "t3"]
+    assert (found[1].sent, found[1].started, found[1].at, found[1].error) == (2.0, 2.5, 3.0, ErrorInfo("ValueError", "no"))
+    assert app.recent_events(0) == []
+
+
+@pytest.mark.parametrize("server", ["own_kafka", "own_valkey"])
+def test_goes_on_after_an_outage(server: str, request: pytest.FixtureRequest, valkey: ValkeyServer, namespace: str) -> None:
+    own = request.getfixturevalue(server)
+    with krq.KRQ(own.url, valkey.url, namespace, partitions=2) as app:
+        publish(app, [entry(1)])
+        tail = app.events(from_start=True)
+        assert some(tail, 1) == ["t1"]
+        with ThreadPoolExecutor(1) as pool:
+            rest = pool.submit(some, tail, 3)
+            own.stop()
+            own.start()
+            publish(app, [entry(2)], [entry(3), entry(4)])
+            assert rest.result() == ["t2", "t3", "t4"]
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def shell(servers: Servers, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", "-m", "krq", "events", *words]
+    return subprocess.Popen(command, env=servers.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_follow_until_ctrl_c(servers: Servers, app: krq.KRQ) -> None:
+    failed = entry(2, outcome="failed", error=ErrorInfo("ValueError", "two\nlines"))
+    publish(app, [entry(1), failed, entry(3, name="mul", outcome="failed")])
+    with shell(servers, "-f", "--from-start", "--name", "add", "--outcome", "failed", "--outcome", "died", "--json") as process:
+        assert process.stdout is not None
+        late = threading.Timer(30, process.kill)
+        late.start()
+        first = json.loads(process.stdout.readline())
+        assert first["id"] == "t2" and first["at"] == 2.0 and first["error"] == {"type": "ValueError", "message": "two\nlines"}
+        publish(app, [entry(4), entry(5, outcome="died")])
+        assert json.loads(process.stdout.readline())["id"] == "t5"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+        late.cancel()
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_the_lines(valkey: ValkeyServer, namespace: str) -> None:
+    servers = Servers(valkey.url, valkey.url, namespace)
+    with servers.app() as app:
+        failed = entry(2, outcome="failed", error=ErrorInfo("E", "a\x1b[31m\nb"), reason="no more")
+        publish(app, [entry(1, result=[1, 2], started=500), failed])
+        app.pause("mail")
+    with shell(servers) as process:
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 0 and not err
+    first, second, third = (line.split("  ", 1)[1] for line in out.splitlines())
+    assert first == "success    add  t1  attempt 1  w  500 ms  [1,2]"
+    assert second == "failed     add  t2  attempt 1  w  E: a [31m b  no more"
+    assert third == "control    pause mail"
+
+
+@pytest.mark.parametrize("words", [["--from-start"], ["--outcome", "odd"]])
+def test_wrong_usage(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-P", "-m", "krq", "events", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Error" in done.stderr
