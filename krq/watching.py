@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import msgspec
@@ -84,10 +85,14 @@ class Watching:
 def follow(broker: Broker, topic: str, *, from_start: bool) -> Iterator[Event]:
     """The entries of a topic, for ever; where it begins is settled before this returns. Raises ``BrokerConnectionError`` from here only."""
     tail = broker.tail(topic, from_start=from_start)
+    # where nobody closes it Python would when it ends, and wait for ever for a thread of the client that is frozen by then
+    atexit.register(tail.close)
 
     def entries() -> Iterator[Event]:
         wait = Wait(log, "waiting for the log")
-        with closing(tail):
+        with ExitStack() as stack:
+            stack.callback(atexit.unregister, tail.close)
+            stack.callback(tail.close)
             while True:
                 try:
                     records = tail.poll(LOOK)

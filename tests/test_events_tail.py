@@ -103,6 +103,12 @@ def test_goes_on_after_an_outage(server: str, request: pytest.FixtureRequest, va
             assert rest.result() == ["t2", "t3", "t4"]
 
 
+def test_a_tail_that_is_left_open_keeps_no_process(servers: Servers) -> None:
+    code = "import krq; app = krq.KRQ(); tail = app.events(); app.pause('mail'); print(next(tail).id)"
+    done = subprocess.run([sys.executable, "-c", code], env=servers.environ, capture_output=True, text=True, timeout=20, check=True)
+    assert done.stdout == "mail\n" and done.stderr == ""
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 

@@ -233,8 +233,9 @@ class Nemesis:
         began = time.monotonic()
         self._signal(pids, signal.SIGSTOP)
         time.sleep(LEASE + self._dice.uniform(0.3, 1.5))
+        ended = time.monotonic()  # before the first of them goes on
         self._signal(pids, signal.SIGCONT)
-        self._note(kind, struck, began)
+        self._note(kind, struck, began, ended)
         self.pauses += kind is not Kind.STILL
 
     def _deploy(self) -> None:
@@ -262,8 +263,8 @@ class Nemesis:
         self.proxy.hold(False)
         self._note(Kind.HEADLESS, pids, began)
 
-    def _note(self, kind: Kind, pids: Iterable[int], began: float) -> None:
-        self.harms.append(Harm(kind, frozenset(pids), began, time.monotonic()))
+    def _note(self, kind: Kind, pids: Iterable[int], began: float, ended: float | None = None) -> None:
+        self.harms.append(Harm(kind, frozenset(pids), began, time.monotonic() if ended is None else ended))
 
     @staticmethod
     def _signal(pids: Iterable[int], number: int) -> None:
