@@ -115,7 +115,9 @@ class Shard:
             assert self.settle(i, inc=inc) == 1
             self.logged(i, holder=inc)
 
-    def recover(self, inc: str = "w", counter: int | bool = False, started: Sequence[str] | bool = (), suspects: Sequence[str] = ()) -> Answer:
+    def recover(
+        self, inc: str = "w", counter: int | bool = False, started: Sequence[str] | bool = (), suspects: Sequence[str] = ()
+    ) -> Answer:
         return self.run(Script.RECOVER, inc, counter, started, "killed", 3, suspects, [])
 
     # --- plain reads -------------------------------------------------------------------------

@@ -34,10 +34,10 @@ def test_all_events_in_a_worker(valkey: ValkeyServer, namespace: str, tmp_path: 
         add, asks, rejects = app.submit("add", 1, 2), app.submit("asks_again"), app.submit("rejects")
         assert add.result(timeout=20) == 3 and asks.result(timeout=20) == 2
         rejects.wait(timeout=20)
-        waits = app.submit("waits", str(tmp_path / "runs"))
+        slept = app.submit("sleeps", str(tmp_path / "runs"))
         until(lambda: (tmp_path / "runs").exists(), "it runs")
-        waits.cancel()
-        waits.wait(timeout=20)
+        slept.cancel()
+        slept.wait(timeout=20)
     assert worker.stop() == 0
     worker.close()
     heard = ledger(path)
@@ -49,7 +49,7 @@ def test_all_events_in_a_worker(valkey: ValkeyServer, namespace: str, tmp_path: 
         ("started", "asks_again", asks.id, "1", "w", "-", "None"), ("retry", "asks_again", asks.id, "1", "w", "Retry", "None"),
         ("started", "asks_again", asks.id, "2", "w", "-", "None"), ("success", "asks_again", asks.id, "2", "w", "-", "2"),
         ("started", "rejects", rejects.id, "1", "w", "-", "None"), ("failed", "rejects", rejects.id, "1", "w", "Reject", "None"),
-        ("started", "waits", waits.id, "1", "w", "-", "None"), ("cancelled", "waits", waits.id, "1", "w", "-", "None"),
+        ("started", "sleeps", slept.id, "1", "w", "-", "None"), ("cancelled", "sleeps", slept.id, "1", "w", "-", "None"),
     ])
     assert {line[2] for line in heard if line[0] == "last"} == {add.id, asks.id}  # whatever those before it raised
     assert worker.text.count("all_of_it failed at task_succeeded") == worker.text.count("too_bad failed at task_succeeded") == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from harness import Servers, Worker, ledger, until
-from test_failpoints import SLOTS, SUBMIT, armed
+from test_failpoints import SUBMIT, armed
 
 import krq
 from krq.failpoints import Failpoint
