@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 #: header that names what the task's ``mask`` option hides: ``{"names": [...], "at": [positions]}``
 HEADER = "krq-mask"
 SHOWN = "•••"
@@ -47,6 +49,24 @@ def scrub(text: str, hidden: Sequence[str]) -> str:
     for secret in hidden:
         text = text.replace(secret, SHOWN)
     return text
+
+
+def record(text: str, *, cut: bool) -> str:
+    """A record's text as it may be shown, ``cut``: of which only the beginning is at hand. What is no JSON object stays as it is."""
+    if not text.lstrip().startswith("{"):
+        return text
+    if cut:  # what it hides may be named behind that
+        return SHOWN
+    try:
+        found = msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError):
+        return text
+    args, kwargs, headers = found.get("args"), found.get("kwargs"), found.get("headers")
+    shown, named = masked(
+        args if isinstance(args, list) else [], kwargs if isinstance(kwargs, dict) else {}, headers if isinstance(headers, dict) else {},
+    )
+    given = {**({"args": shown} if isinstance(args, list) else {}), **({"kwargs": named} if isinstance(kwargs, dict) else {})}
+    return msgspec.json.encode({**_veil(found), **given}).decode()
 
 
 def _wanted(headers: Mapping[str, Any]) -> tuple[set[str], set[int]]:

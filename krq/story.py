@@ -18,6 +18,7 @@ from krq.errors import KRQError, TaskNotFound
 from krq.events import Entry
 from krq.info import Moment, Reason, Story, TaskInfo, WorkerFailure
 from krq.inspector import Inspector
+from krq.masking import masked
 from krq.message import Message
 from krq.outcome import ErrorInfo
 from krq.reasons import LOOKED, Facts, Reasons, error_of, named, short
@@ -261,12 +262,17 @@ def _end(info: TaskInfo) -> Moment:
     match info.status:
         case TaskStatus.SUCCESS:
             took = f" after {_span(info.finished - info.started)}" if info.finished is not None and info.started is not None else ""
-            text = f"Succeeded{took}: {short(msgspec.json.encode(info.result).decode())}"
+            text = f"Succeeded{took}: {_result(info.result)}"
         case TaskStatus.CANCELLED:
             text = f"Ended as cancelled{_told(info.error)}"
         case _:
             text = f"Ended as failed{_told(info.error)}"
     return Moment(at=info.finished, kind=info.status.value, text=text)
+
+
+def _result(value: Any) -> str:
+    """What it returned; values whose keys say that they are secrets stay hidden."""
+    return short(msgspec.json.encode(masked([value], {}, {})[0][0]).decode())
 
 
 def _told(error: ErrorInfo | None) -> str:
@@ -279,7 +285,7 @@ def _logged(entry: Entry) -> Moment:
     """An entry of the log."""
     attempt = f"Attempt {entry.attempt}" + (f" on {entry.worker}" if entry.worker else "") if entry.attempt else "It"
     words = {
-        "success": f"{attempt} succeeded: {short(msgspec.json.encode(entry.result).decode())}",
+        "success": f"{attempt} succeeded: {_result(entry.result)}",
         "retry": f"{attempt} failed, to be tried again",
         "spawned": f"{attempt} returned, having made tasks that it waits for", "cancel": "Somebody asked to cancel it",
         "died": f"{attempt} ended with its process",

@@ -111,3 +111,27 @@ def test_a_machine_whose_clock_jumps_loses_and_doubles_nothing(place: Servers, t
         assert [task.result(timeout=20) for task in [*plain, *delayed]] == [f"k{i}" for i in range(200)] + [f"d{i}" for i in range(20)]
         assert app.failures() == []
     assert len(ledger(path)) == 440
+
+
+def test_a_child_that_dies_while_the_store_is_checked_is_recovered_as_it_opens(
+    own_valkey: ValkeyServer, namespace: str, tmp_path: Path
+) -> None:
+    """Not a lease later, when others would have noticed."""
+    place = Servers(own_valkey.url, own_valkey.url, namespace, heartbeat=0.3, lease=4, concurrency=1)
+    path = tmp_path / "ledger"
+    with place.app() as app, odd(place, tmp_path, "plain") as worker:
+        worker.ready()
+        silent = Worker(place, tmp_path / "silent.log", "silent").ready()
+        try:
+            for key in ("a", "b"):
+                app.submit("work", str(path), key, 8.0)
+            until(lambda: len(ledger(path)) == 2, "both run")
+            own_valkey.kill()
+            own_valkey.start()
+            opened = time.monotonic() + 4
+            os.kill(silent.children[0], signal.SIGSTOP)  # so that it waits a lease for what this one would say
+            os.kill(worker.children[0], signal.SIGKILL)
+            until(lambda: len(ledger(path)) == 3, "it runs again", 12)
+            assert time.monotonic() - opened < 2.5
+        finally:
+            silent.close()

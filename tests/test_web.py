@@ -16,6 +16,7 @@ import schemathesis
 from harness import Servers, until
 from hypothesis import HealthCheck, given, strategies
 from hypothesis import settings as fuzz_settings
+from msgspec import to_builtins
 from prometheus_client.parser import text_string_to_metric_families
 from schemathesis import Case
 from schemathesis.checks import content_type_conformance, response_schema_conformance, status_code_conformance
@@ -33,6 +34,7 @@ from krq.dashboard.watch import Watch
 from krq.dev.valkey import ValkeyServer
 from krq.errors import OptionError
 from krq.info import TaskFilter
+from krq.masking import record
 
 # --- what it shows ---------------------------------------------------------------------------
 
@@ -109,18 +111,33 @@ def test_a_task_has_its_story(web: TestClient, web_app: krq.KRQ) -> None:
     shown = web.get("/api/task", params={"id": handle.id}).json()
     assert shown["arguments"]["args"] == ["no luck"]
     assert shown["error"]["type"] == "ValueError" and "Traceback" in shown["error"]["traceback"]
-    assert [step["kind"] for step in shown["story"]] == ["sent", "started", "failed"]
+    assert [step["kind"] for step in shown["past"]] == ["sent", "started", "failed", "failed"]
+    assert shown["reasons"] == [] and "`krq retry" in shown["next"]
     done = web_app.submit("add", 1, 2)
     done.result(timeout=20)
     shown = web.get("/api/task", params={"id": done.id}).json()
-    assert shown["result"] == "3" and shown["story"][-1]["text"].startswith("Succeeded") and shown["arguments"] is None
+    assert shown["result"] == "3" and shown["arguments"] is None
+    story = web_app.why(done.id)
+    assert (shown["past"], shown["next"]) == ([to_builtins(moment) for moment in story.past], story.next)
+    assert shown["past"][-1]["text"].startswith("Succeeded")
     problem(web.get("/api/task", params={"id": "nosuch"}), 404, "TASK_NOT_FOUND")
     problem(web.get("/api/task", params={"id": "a b"}), 400)
 
 
+def test_of_a_task_that_redis_has_forgotten_the_log_tells(web: TestClient, web_app: krq.KRQ) -> None:
+    done = web_app.submit("echo", {"token": "canary-result", "n": 1})
+    done.result(timeout=20)
+    until(lambda: web_app.stats().queues["default"].backlog == 0, "its record was read: it does not come again")
+    with web_app.store.plain() as redis:
+        redis.delete(*(web_app.store.keys(name, done.id) for name in ("task", "message", "result")))
+    logged = until(lambda: (found := web.get("/api/task", params={"id": done.id}).json())["past"][1:] and found, "the log has its end")
+    assert logged["task"] is None and [one["code"] for one in logged["reasons"]] == ["not_known"]
+    assert "succeeded" in logged["past"][1]["text"] and "•••" in logged["past"][1]["text"] and "canary" not in json.dumps(logged)
+
+
 def test_it_says_why_a_task_does_not_run(web: TestClient, web_app: krq.KRQ) -> None:
     def why(task_id: str) -> str:
-        return str(web.get("/api/task", params={"id": task_id}).json()["why"])
+        return "; ".join(one["text"] for one in web.get("/api/task", params={"id": task_id}).json()["reasons"])
 
     web_app.pause("default")
     paused = web_app.send_task("add", [1])
@@ -128,9 +145,9 @@ def test_it_says_why_a_task_does_not_run(web: TestClient, web_app: krq.KRQ) -> N
     nobody = web_app.send_task("add", [1], queue="lonely")
     later = web_app.send_task("add", [1], delay=600)
     assert "is paused" in why(paused)
-    assert "waits for other tasks: 1 queued" in why(behind)
+    assert f"waits for {paused} (add), which is queued" in why(behind)
     assert "No live worker serves the queue lonely" in why(nobody)
-    assert "time has not come" in why(later)
+    assert "sent to run later" in why(later)
     graph = web.get("/api/workflow", params={"id": paused}).json()
     assert {node["id"] for node in graph["nodes"]} == {paused, behind} and graph["edges"] == [[paused, behind]]
     flows = web.get("/api/workflows").json()["workflows"]
@@ -193,12 +210,38 @@ def test_masked_arguments_are_shown_nowhere(
     ]]
     assert "ada" in shown[0] and "•••" in shown[0] and "•••" in shown[1]
     place = ["--broker", web_servers.broker, "--backend", web_servers.backend, "--namespace", web_servers.namespace]
-    for words in (["task", handle.id], ["task", handle.id, "--json"], ["recent", "--status", "failed"], ["dead"]):
+    for words in (
+        ["task", handle.id], ["task", handle.id, "--json"], ["recent", "--status", "failed"], ["why", handle.id], ["why", by_name.id],
+        ["dead"], ["dead", "--json"], ["dead", "show", handle.id], ["dead", "show", handle.id, "--json"],
+    ):
         assert main([*words, *place]) == 0
         shown.append(capsys.readouterr().out)
-    assert "•••" in shown[-4]
+    assert all("•••" in text for text in (shown[-9], shown[-5], shown[-3], shown[-2], shown[-1]))
     assert not [text for text in shown if "canary" in text]
+    assert main(["dead", "show", handle.id, "--raw", *place]) == 0
+    assert "canary-one" in capsys.readouterr().out
     sender.close()
+
+
+def test_a_record_is_shown_without_its_secrets() -> None:
+    text = '{"task":"t","args":["a",{"token":"canary"}],"kwargs":{"pin":"canary"},"headers":{"krq-mask":{"names":["pin"],"at":[]}}}'
+    assert json.loads(record(text, cut=False))["kwargs"] == {"pin": "•••"} and "canary" not in record(text, cut=False)
+    assert "canary" not in record(text[:-20], cut=True)
+    for odd in ("", "[1", '{"task": ', '{"args":1,"kwargs":[],"headers":2}', "[" * 100_000, '{"a":' * 5_000):
+        assert record(odd, cut=False) == odd
+
+
+def test_a_dead_worker_shows_its_last_lines(web: TestClient, web_app: krq.KRQ) -> None:
+    death = {"incarnation": "gone~1", "at": 5_000, "cause": "killed", "beat": 4_000, "held": 1, "ran": ["x"], "tail": ["one", HOSTILE]}
+    with web_app.store.plain() as redis:
+        redis.lpush(web_app.store.keys("deaths"), json.dumps(death))
+        try:
+            (shown,) = until(lambda: web.get("/api/workers").json()["failures"], "a new look at the workers")
+            (short,) = until(lambda: web.get("/api/overview").json()["deaths"], "a new look at all")
+        finally:
+            redis.delete(web_app.store.keys("deaths"))
+    assert (shown["worker"], shown["beat"], shown["tail"]) == ("gone", 4, ["one", HOSTILE])
+    assert short["cause"] == "killed" and short["tail"] == []
 
 
 def test_mask_names_arguments_that_there_are() -> None:

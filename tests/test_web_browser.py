@@ -107,7 +107,9 @@ def test_a_task_is_found_and_retried_by_click(page: Page, house: House) -> None:
     expect(page).to_have_url(re.compile(f"#/tasks/{task_id}$"))
     expect(page.locator("h1")).to_contain_text("boom")
     expect(page.locator(".trace")).to_contain_text("ValueError: it broke")
-    expect(page.locator(".story li")).to_have_count(3)
+    expect(page.locator(".story li")).to_have_count(5)  # sent, begun, failed, ended, and what comes next
+    for moment in house.app.why(task_id).past:
+        expect(page.locator(".story")).to_contain_text(moment.text)
     expect(page.locator("main")).to_contain_text('"it broke"')
     attempt = house.app.status(task_id).attempt
     page.get_by_role("button", name="Retry").click()

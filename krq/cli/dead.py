@@ -16,6 +16,7 @@ from krq.errors import TaskNotFound
 from krq.events import DeadLetter
 from krq.graveyard import KEPT, Filter
 from krq.info import AttemptInfo
+from krq.masking import record
 
 ref_arguments = click.argument("refs", metavar="[ID]...", nargs=-1)
 all_option = click.option("--all", "everything", is_flag=True, help="All of them.")
@@ -63,13 +64,13 @@ def dead(ctx: click.Context, app: KRQ, name: str | None, code: str | None, queue
             click.echo(f"There may be more than these {limit}: see --limit.", err=True)
 
 
-@dead.command(short_help="One dead letter: reason, error, attempts, original bytes.")
+@dead.command(short_help="One dead letter: reason, error, attempts, record.")
 @click.argument("ref", metavar="ID")
 @click.option("--raw", is_flag=True, help="Write the original bytes, and nothing else.")
 @text.json_option
 @connected
 def show(app: KRQ, ref: str, raw: bool, as_json: bool) -> int:
-    """One dead letter: why, the error with its traceback, the attempts before, the record's original bytes.
+    """One dead letter: why, the error with its traceback, the attempts before, the record; what `mask` hides is ``•••`` but with --raw.
 
     \b
     Example:
@@ -89,7 +90,7 @@ def show(app: KRQ, ref: str, raw: bool, as_json: bool) -> int:
     text.print_attempts(attempts)
     if one.error is not None and one.error.traceback:
         click.echo("\n" + text.printable(one.error.traceback.rstrip()))
-    click.echo("\nThe record:" if not one.size else f"\nThe beginning of the record, which has {one.size:,} characters:")
+    click.echo("\nThe record:" if not one.size else f"\nThe beginning of the record, which has {one.size:,} characters (--raw: as it is):")
     click.echo(_readable(one))
     return 0
 
@@ -152,7 +153,11 @@ def _wanted(refs: tuple[str, ...], everything: bool, given: Filter) -> dict[str,
 
 
 def _fields(one: DeadLetter) -> dict[str, Any]:
-    return {"ref": one.ref, **msgspec.structs.asdict(one)}
+    return {"ref": one.ref, **msgspec.structs.asdict(one), "value": _shown(one)}
+
+
+def _shown(one: DeadLetter) -> str:
+    return one.value if one.base64 else record(one.value, cut=bool(one.size))
 
 
 def _attempts(app: KRQ, one: DeadLetter) -> list[AttemptInfo]:
@@ -171,7 +176,10 @@ def _details(one: DeadLetter) -> list[tuple[str, str]]:
 
 
 def _readable(one: DeadLetter) -> str:
-    return _dump(one.original[:_SHOWN]) if one.base64 else text.printable(one.value[:_SHOWN]) + ("…" if len(one.value) > _SHOWN else "")
+    if one.base64:
+        return _dump(one.original[:_SHOWN])
+    shown = _shown(one)
+    return text.printable(shown[:_SHOWN]) + ("…" if len(shown) > _SHOWN else "")
 
 
 def _dump(raw: bytes) -> str:

@@ -15,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 
 from krq import ids
 from krq.core import KRQ
-from krq.dashboard import graph, shapes, story
+from krq.dashboard import detail, graph, shapes
 from krq.dashboard.access import SESSION, Access, Role
 from krq.dashboard.answers import answer, described, problem, status_of
 from krq.dashboard.asked import DeadQuery, Ids, Login, Named, NoQuery, OneQuery, TasksQuery, body, query
@@ -23,7 +23,7 @@ from krq.dashboard.errors import WebRefused, WebRequestInvalid
 from krq.dashboard.metrics import Metrics
 from krq.dashboard.openapi import document
 from krq.dashboard.watch import Watch
-from krq.errors import KRQError
+from krq.errors import KRQError, TaskNotFound
 from krq.info import TaskFilter
 from krq.masking import masked
 from krq.version import __version__
@@ -172,7 +172,10 @@ class Api:
     async def task(self, request: Request) -> Response:
         """One task."""
         task_id = query(request, OneQuery).id
-        return answer(await self._watch.shared(f"task {task_id}", lambda: story.detail(self._app, task_id)))
+        try:
+            return answer(await self._watch.shared(f"task {task_id}", lambda: detail.known(self._app, task_id)))
+        except TaskNotFound:
+            return answer(await self._watch.shared(f"log {task_id}", lambda: detail.logged(self._app, task_id), slow=True))
 
     async def workflow(self, request: Request) -> Response:
         """The graph around one task."""

@@ -77,19 +77,24 @@ def schemas() -> dict[str, Schema]:
         "Row": shape(
             "id name status queue", id=TEXT, name=TEXT, status=STATUS, queue=TEXT, worker=TEXT, attempt=WHOLE, failures=WHOLE, sent=TIME,
             due=TIME, started=TIME, finished=TIME, priority=WHOLE, progress={"type": ["array", "null"], "items": WHOLE},
+            deaths=WHOLE, interruptions=WHOLE, waits_for=TEXT,
             result=null_text, error={"oneOf": [{"type": "null"}, shape("type message", type=TEXT, message=TEXT)]},
         ),
         "Node": shape("*", id=TEXT, name=TEXT, status={"oneOf": [{"type": "null"}, STATUS]}),
-        "Step": shape("*", at=TIME, kind=TEXT, text=TEXT),
+        "Moment": shape("*", at=TIME, kind=TEXT, text=TEXT),
+        "Reason": shape("*", code=TEXT, text=TEXT, id=TEXT, since=TIME, until=TIME),
         "Queue": shape(
-            "*", queue=TEXT, ready=WHOLE, scheduled=WHOLE, backlog=WHOLE, admitted=WHOLE, succeeded=WHOLE, failed=WHOLE, cancelled=WHOLE,
-            retried=WHOLE, paused={"type": "boolean"},
+            "*", queue=TEXT, ready=WHOLE, parked=WHOLE, scheduled=WHOLE, backlog=WHOLE, admitted=WHOLE, succeeded=WHOLE, failed=WHOLE,
+            cancelled=WHOLE, retried=WHOLE, handed_back=WHOLE, paused={"type": "boolean"},
         ),
         "Worker": shape(
             "*", id=TEXT, incarnation=TEXT, host=TEXT, pid=WHOLE, queues=listed(TEXT), slots=WHOLE, busy=WHOLE, succeeded=WHOLE,
             failed=WHOLE, retried=WHOLE, started=TIME, beat=TIME, version=TEXT, inbox=TEXT,
         ),
-        "Death": shape("*", worker=TEXT, incarnation=TEXT, at=NUMBER, cause=TEXT, beat=TIME, held=WHOLE, ran=listed(TEXT), host=TEXT),
+        "Death": shape(
+            "*", worker=TEXT, incarnation=TEXT, at=NUMBER, cause=TEXT, beat=TIME, held=WHOLE, ran=listed(TEXT), tail=listed(TEXT),
+            host=TEXT,
+        ),
         "Overview": shape(
             "*", at=NUMBER, totals={"type": "object", "additionalProperties": WHOLE}, rates={"type": "object"}, latency={"type": "object"},
             queues=listed(ref("Queue")), workers=listed(ref("Worker")), failed=listed(ref("Row")), deaths=listed(ref("Death")),
@@ -120,10 +125,10 @@ def looks() -> dict[str, Any]:
     before = parameter("before", {"type": "number", "minimum": 0, "maximum": 4e10}, "Older than this, Unix seconds.")
     letters = (parameter("code", text(), "Only of this error."), name, before, limit)
     detail = shape(
-        "task story history after dependents why", task=ref("Row"), arguments={"type": ["object", "null"]},
+        "*", task={"oneOf": [{"type": "null"}, ref("Row")]}, past=listed(ref("Moment")), reasons=listed(ref("Reason")), next=TEXT,
+        arguments={"type": ["object", "null"]},
         result={"type": ["string", "null"]}, error={"type": ["object", "null"]}, history=listed({"type": "object"}),
-        after=listed(ref("Node")), dependents=listed(ref("Node")),
-        story=listed(ref("Step")), why=TEXT, in_workflow={"type": "boolean"},
+        after=listed(ref("Node")), dependents=listed(ref("Node")), in_workflow={"type": "boolean"},
     )
     return {
         "/live": get("This process answers.", shape("live", live={"type": "boolean"})),
@@ -135,7 +140,7 @@ def looks() -> dict[str, Any]:
         "/api/events": get("All numbers, as they change: events overview, look and trouble.", TEXT, kind="text/event-stream"),
         "/api/tasks": get("A page of a list of tasks.", shape(
             "*", tasks=listed(ref("Row")), cursor={"type": ["string", "null"]}, looked=WHOLE), parameters=tasks),
-        "/api/task": get("One task with its story.", detail, 404, parameters=one),
+        "/api/task": get("One task with its story; task is null where the log alone knows it.", detail, 404, parameters=one),
         "/api/workflow": get("The tasks that hang together with one.", shape(
             "*", id=TEXT, cut={"type": "boolean"}, nodes=listed(ref("Node")), edges=listed(listed(TEXT)), children=listed(listed(TEXT)),
         ), 404, parameters=one),

@@ -11,7 +11,7 @@ import msgspec
 from krq.core import KRQ
 from krq.events import DeadLetter
 from krq.info import Latency, Stats, TaskFilter, TaskInfo, WorkerFailure, WorkerInfo
-from krq.masking import masked
+from krq.masking import masked, record
 from krq.message import reread
 from krq.states import TaskStatus
 
@@ -88,7 +88,7 @@ def overview(seen: Seen, history: Sequence[Point], backlog: Mapping[str, int], *
         "queues": [msgspec.structs.replace(queue, backlog=backlog.get(name, -1)) for name, queue in stats.queues.items()],
         "workers": seen.workers,
         "failed": [row(info) for info in seen.failed],
-        "deaths": seen.deaths,
+        "deaths": [msgspec.structs.replace(death, tail=[]) for death in seen.deaths],
         "points": list(history) if whole else [last],
     }
 
@@ -111,6 +111,7 @@ def row(info: TaskInfo) -> dict[str, Any]:
         "id": info.id, "name": info.name, "status": info.status, "queue": info.queue, "worker": info.worker if info.started else "",
         "attempt": info.attempt, "failures": info.failures, "sent": info.sent, "due": info.due, "started": info.started,
         "finished": info.finished, "progress": info.progress, "priority": info.priority,
+        "deaths": info.deaths, "interruptions": info.interruptions, "waits_for": info.waits_for,
         "error": None if error is None else {"type": error.type, "message": error.message[:SHORT]},
         "result": result(info, SHORT) if info.status is TaskStatus.SUCCESS else None,
     }
@@ -140,5 +141,5 @@ def letter(one: DeadLetter) -> dict[str, Any]:
         args, kwargs = masked(found.args, found.kwargs, found.headers)
         shown["arguments"] = preview({"args": args, "kwargs": kwargs}, 4_000)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        shown["raw"] = one.value[:2_000]
+        shown["raw"] = record(one.value, cut=bool(one.size))[:2_000]
     return shown

@@ -45,6 +45,7 @@ class Watch:
     def __init__(self, app: KRQ) -> None:
         self._app = app
         self._threads = anyio.CapacityLimiter(THREADS)
+        self._reader = anyio.CapacityLimiter(1)
         self._answers: OrderedDict[str, tuple[float, asyncio.Task[bytes]]] = OrderedDict()
         self._listeners: set[asyncio.Queue[bytes]] = set()
         self._poller: asyncio.Task[None] | None = None
@@ -60,11 +61,14 @@ class Watch:
 
     # --- answers for everybody ---------------------------------------------------------------
 
-    async def shared(self, key: str, make: Callable[[], Any]) -> bytes:
-        """JSON of what ``make`` returns in a thread; whoever asks the same within a second gets the same."""
+    async def shared(self, key: str, make: Callable[[], Any], *, slow: bool = False) -> bytes:
+        """JSON of what ``make`` returns in a thread; whoever asks the same within a second gets the same.
+
+        ``slow``: it reads the log. Of these one runs at a time, beside all others.
+        """
 
         async def encoded() -> bytes:
-            return _encode(await self.threaded(make))
+            return _encode(await anyio.to_thread.run_sync(make, limiter=self._reader) if slow else await self.threaded(make))
 
         return await self._once(key, encoded)
 

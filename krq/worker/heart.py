@@ -15,13 +15,16 @@ import msgspec
 
 from krq import failpoints, ids
 from krq.config import Config
-from krq.errors import RedisConnectionError, StoreError
+from krq.errors import NamespaceClosed, RedisConnectionError, StoreError
 from krq.failpoints import Failpoint
 from krq.store.client import Store
 from krq.store.scripts import Script
 from krq.worker.page import boottime
 
 log = logging.getLogger("krq.worker.heart")
+
+#: what scripts say where the store is not what it was
+CHANGED = ("EPOCH", "EMPTY", "RESTARTED")
 
 
 class End(NamedTuple):
@@ -53,7 +56,7 @@ class Heart:
         sent = boottime()
         try:
             answer = self._store.run(Script.BEAT, incarnations)
-            if answer.status in ("EPOCH", "EMPTY", "RESTARTED"):
+            if answer.status in CHANGED:
                 self._seen.clear()
                 self._store.renew(os.urandom(8).hex())
                 answer = self._store.run(Script.BEAT, incarnations)
@@ -63,12 +66,15 @@ class Heart:
         if not answer.ok:
             return sent, []
         dead, beats, _, remains = answer.values
-        self._observe(dict(zip(beats[::2], map(int, beats[1::2]), strict=True)), incarnations, sent)
-        for incarnation, raw in zip(remains[::2], remains[1::2], strict=True):
-            # whoever reported its end died before the last slice
-            said = msgspec.json.decode(raw)
-            seen = said["started"] is not False
-            self.recover(incarnation, None, End(said["cause"], list(said["started"] or ()), list(said["suspects"])), seen=seen)
+        try:
+            self._observe(dict(zip(beats[::2], map(int, beats[1::2]), strict=True)), incarnations, sent)
+            for incarnation, raw in zip(remains[::2], remains[1::2], strict=True):
+                # whoever reported its end died before the last slice
+                said = msgspec.json.decode(raw)
+                seen = said["started"] is not False
+                self.recover(incarnation, None, End(said["cause"], list(said["started"] or ()), list(said["suspects"])), seen=seen)
+        except NamespaceClosed:
+            self._seen.clear()
         return sent, self._closed_to(dead)
 
     def _closed_to(self, dead: Sequence[str]) -> list[str]:
@@ -103,6 +109,7 @@ class Heart:
         """End an incarnation and make its tasks ready again; returns how many. Raises as ``beat``.
 
         ``counter``: the beat after which no more came, where an observer says so. ``seen``: somebody knows what it ran.
+        ``NamespaceClosed``: not now; try again.
         """
         total = 0
         known = False if counter is None else counter
@@ -111,7 +118,13 @@ class Heart:
             answer = self._store.run(
                 Script.RECOVER, incarnation, known, ran, end.cause, self._config.max_deaths, list(end.suspects), list(end.tail)
             )
-            if not answer.ok:
+            if answer.status in CHANGED:
+                self._store.renew(os.urandom(8).hex())
+                continue
+            if answer.status == "CLOSED":
+                self._open()
+                continue
+            if not answer.ok:  # it has beaten since
                 break
             left, recovered = answer.values
             total += recovered
@@ -120,6 +133,12 @@ class Heart:
             if not left:
                 break
         return total
+
+    def _open(self) -> None:
+        """Open the namespace when its time has come: there may be no child that would. Raises ``NamespaceClosed``."""
+        answer = self._store.run(Script.OPEN, int(self._config.lease * 1000))
+        if answer.ok and not answer.values[0]:
+            raise NamespaceClosed(f"{self._store.name} is being checked")
 
     def close(self) -> None:
         """Let go of the connection."""

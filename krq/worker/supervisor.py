@@ -13,7 +13,7 @@ import signal
 import time
 from typing import Any
 
-from krq.errors import RedisConnectionError, StoreError, WorkerRecoveryError
+from krq.errors import NamespaceClosed, RedisConnectionError, StoreError, WorkerRecoveryError
 from krq.logs import Wait
 from krq.worker.child import WEDGED
 from krq.worker.family import Family
@@ -151,6 +151,8 @@ class Supervisor:
                 continue
             try:
                 recovered = self._get_heart().recover(family.incarnation, None, end)
+            except NamespaceClosed:
+                continue  # again at the next turn, until it is open
             except (RedisConnectionError, StoreError) as error:
                 self._silence.begin(error)
                 family.start_at = time.monotonic() + 0.5

@@ -25,9 +25,12 @@ import krq
 from chaos.checker import BEYOND_LEASE, CHILD, Faults, Recovery, Verdict, check, read
 from chaos.load import DEATHS, Load, Tail
 from chaos.nemesis import BEAT, LEASE, Lane, Nemesis
+from chaos.probe import Probe
 from krq.dev.kafka import KafkaServer
 from krq.dev.valkey import ValkeyServer
 
+#: where Valkey keeps its files: a disk that takes seconds for a flush would be a nemesis of its own, and a killed process needs none
+MEMORY = Path("/dev/shm")
 #: what ten minutes have to hold
 MEASURE = (("tasks", 100_000), ("hit", 100), ("pauses", 20), ("Redis restarts", 10), ("Kafka restarts", 5))
 
@@ -78,7 +81,12 @@ def run(options: argparse.Namespace, folder: Path) -> Report:
     path = folder / "ledger"
     tail = Tail(path)
     notes: list[str] = []
-    with KafkaServer(folder / "kafka") as kafka, ValkeyServer(folder / "valkey", fsync="always") as valkey:
+    with (
+        KafkaServer(folder / "kafka") as kafka,
+        tempfile.TemporaryDirectory(prefix="krq-chaos-", dir=MEMORY if MEMORY.is_dir() else None) as data,
+        ValkeyServer(Path(data), fsync="always") as valkey,
+        Probe(valkey) as probe,
+    ):
         servers = Servers(
             kafka.url, valkey.url, "chaos", heartbeat=BEAT, lease=LEASE, partitions=4, send_timeout=5, grace=10, concurrency=8,
             max_deaths=DEATHS,
@@ -105,10 +113,10 @@ def run(options: argparse.Namespace, folder: Path) -> Report:
         nemesis.close()
         with path.open() as file:
             ledger = read(line.split() for line in file)
-        done = Faults(nemesis.harms, nemesis.outages, LEASE, nemesis.deserted)
+        done = Faults(nemesis.harms, [*nemesis.outages, *probe.stalls], LEASE, nemesis.deserted)
         (folder / "faults").write_text("\n".join(map(repr, sorted([*done.harms, *done.outages], key=lambda each: each.began))))
         verdict = check(load.accepted, ledger, done, load.unknown)
-        return Report(verdict, faults(nemesis), len(load.accepted), len(load.unknown), notes)
+        return Report(verdict, {**faults(nemesis), "Redis stalls": len(probe.stalls)}, len(load.accepted), len(load.unknown), notes)
 
 
 def poisoned(app: krq.KRQ, load: Load) -> list[str]:

@@ -43,7 +43,7 @@ export default function dead(page, _id, query) {
   };
   function tell() {
     const refs = [...chosen],
-      runnable = letters.filter((one) => chosen.has(one.ref) && one.id && !one.raw).map((one) => one.ref);
+      runnable = letters.filter((one) => chosen.has(one.ref) && one.id && one.partition < 0).map((one) => one.ref);
     swap(
       actions,
       h(

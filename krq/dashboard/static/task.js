@@ -54,6 +54,7 @@ export default function task(page, id) {
       ["Queue", link("tasks", { queue: one.queue }, one.queue)],
       ["Worker", one.worker ? link("tasks", { worker: one.worker }, one.worker) : null],
       ["Attempt", one.attempt ? attempts(one) : null],
+      ["Kept back by", one.waits_for || null],
       ["Priority", one.priority || null],
       ["Sent", ago(one.sent)],
       ["Due", one.due ? ago(one.due) : null],
@@ -75,17 +76,48 @@ export default function task(page, id) {
     );
   }
 
-  const timeline = (steps) =>
-    h(
-      "ol",
-      { class: "story" },
-      steps.map((step) =>
-        h(
-          "li",
-          { class: `${step.kind}${step.future ? " future" : ""}` },
-          h("span", null, step.text),
-          step.at ? h("small", { title: clock(step.at) }, ago(step.at), " · ", clock(step.at).slice(11)) : null,
+  /** What stands between `these` is code. */
+  const words = (text) => text.split("`").map((part, i) => (i % 2 ? h("code", null, part) : part));
+
+  function reasons() {
+    if (!found.reasons.length) return null;
+    const title = found.task === null ? "Where it is" : found.task.status === "processing" ? "What it does" : "What it waits for";
+    return h(
+      "div",
+      { class: "note" },
+      h("b", null, title),
+      h(
+        "ul",
+        { class: "list" },
+        found.reasons.map((one) =>
+          h(
+            "li",
+            null,
+            words(one.text),
+            one.id ? [" ", taskLink(one.id, "→", `reason-${one.id}`)] : null,
+            one.since ? h("small", null, ` since ${clock(one.since)}, `, ago(one.since)) : null,
+            one.until ? h("small", null, `${one.since ? ";" : ""} until ${clock(one.until)}, `, ago(one.until)) : null,
+          ),
         ),
+      ),
+    );
+  }
+
+  const story = () =>
+    card(
+      "What happened",
+      h(
+        "ol",
+        { class: "story" },
+        found.past.map((one) =>
+          h(
+            "li",
+            { class: one.kind },
+            h("span", null, words(one.text)),
+            one.at ? h("small", { title: clock(one.at) }, ago(one.at), " · ", clock(one.at).slice(11)) : null,
+          ),
+        ),
+        h("li", { class: "future" }, h("b", null, "What comes next"), h("span", null, words(found.next))),
       ),
     );
 
@@ -129,23 +161,30 @@ export default function task(page, id) {
     );
   }
 
-  function draw() {
-    const { task: one, error, history } = found;
-    swap(
-      node,
+  const head = (title, ...more) =>
+    h(
+      "div",
+      { class: "row between head" },
       h(
         "div",
-        { class: "row between head" },
-        h(
-          "div",
-          null,
-          h("p", { class: "crumbs" }, link("tasks", {}, "Tasks"), " / ", h("code", null, one.id), copy(one.id)),
-          h("h1", null, one.name || "?", " ", badge(one.status)),
-        ),
-        buttons(one),
+        null,
+        h("p", { class: "crumbs" }, link("tasks", {}, "Tasks"), " / ", h("code", null, id), copy(id)),
+        h("h1", null, title, " ", found.task && badge(found.task.status)),
       ),
-      found.why ? h("p", { class: "note" }, h("b", null, "Why it is not running: "), found.why) : null,
-      h("div", { class: "halves" }, card("Facts", facts(one)), card("Story", timeline(found.story))),
+      ...more,
+    );
+
+  function draw() {
+    const { task: one, error, history } = found;
+    if (one === null) {
+      swap(node, head("Not known to Redis"), reasons(), story(), kin("Waiting for it", found.dependents));
+      return;
+    }
+    swap(
+      node,
+      head(one.name || "?", buttons(one)),
+      reasons(),
+      h("div", { class: "halves" }, card("Facts", facts(one)), story()),
       error && one.status !== "success"
         ? card(
             one.status === "failed" ? "Error" : "Last error",
@@ -183,11 +222,11 @@ export default function task(page, id) {
     node,
     ready: false,
     async load() {
-      if (view.ready && FINAL.includes(found.task.status) && view.rest-- > 0) return;
+      if (view.ready && (found.task === null || FINAL.includes(found.task.status)) && view.rest-- > 0) return;
       const next = await get("task", { id }),
         state = JSON.stringify(next);
       view.ready = true;
-      view.rest = 4; // what has ended is looked at less often
+      view.rest = next.task === null ? 14 : 4; // what has ended is looked at less often, the log least
       if (state === shown) return;
       [shown, found] = [state, next];
       draw();

@@ -6,7 +6,26 @@ export default function workers() {
   const alive = h("div"),
     deaths = h("div");
   const node = h("div", { class: "view" }, h("h1", null, "Workers"), card("Alive", alive), card("Deaths", deaths));
+  const open = new Set();
   let shown = "";
+
+  const death = (one) => `${one.incarnation} ${one.at}`;
+  /** The last lines of a dead worker's log. */
+  const tail = (one) =>
+    one.tail.length
+      ? h(
+          "details",
+          {
+            open: open.has(death(one)),
+            ontoggle: (event) => {
+              if (event.target.open) open.add(death(one));
+              else open.delete(death(one));
+            },
+          },
+          h("summary", { "data-key": `log-${death(one)}` }, `${one.tail.length} ${one.tail.length === 1 ? "line" : "lines"}`),
+          h("pre", { class: "log" }, one.tail.join("\n")),
+        )
+      : "–";
 
   const view = {
     node,
@@ -66,9 +85,9 @@ export default function workers() {
         deaths,
         found.failures.length
           ? table(
-              [["When"], ["Worker"], ["Host"], ["Cause"], ["Last beat", "n"], ["Held", "n"], ["Was running"]],
+              [["When"], ["Worker"], ["Host"], ["Cause"], ["Last beat", "n"], ["Held", "n"], ["Was running"], ["Log"]],
               found.failures.map((one) => ({
-                key: `${one.incarnation}${one.at}`,
+                key: death(one),
                 cells: [
                   ago(one.at),
                   h("span", { title: one.incarnation }, one.worker),
@@ -77,6 +96,7 @@ export default function workers() {
                   ago(one.beat),
                   number(one.held),
                   one.ran.length ? one.ran.slice(0, 5).map((id) => [taskLink(id), " "]) : "–",
+                  tail(one),
                 ],
               })),
               "Deaths",
