@@ -11,7 +11,7 @@ import msgspec
 from simulator_judge import Run
 
 from krq import message
-from krq.errors import RedisConnectionError
+from krq.errors import NamespaceClosed, RedisConnectionError
 from krq.store.client import Answer, Store
 from krq.store.scripts import Script
 from krq.worker.engine import Engine, Held, Load, Settle
@@ -36,7 +36,11 @@ class Wire(Store):
         self._sim = sim
 
     def run_all(self, calls: Sequence[tuple[Script, Sequence[Any]]]) -> list[Answer]:
-        return self._sim.carry(self, calls)
+        return self._sim.carry(self, [(script, self._patience() if script is Script.OPEN else args) for script, args in calls])
+
+    def _patience(self) -> list[int]:
+        """The lease that open.lua waits for, by the simulation's clock and not by the server's."""
+        return [0 if self._sim.now - self._sim.closed_at > LEASE else FOREVER]
 
 
 class Child:
@@ -134,8 +138,7 @@ class Child:
             self.closed = answer.status
             return
         self.stops.update(answer.values[0])
-        over = self.sim.now - self.sim.closed_at > LEASE
-        opened = self.store.run(Script.OPEN, 0 if over else FOREVER)
+        opened = self.store.run(Script.OPEN, FOREVER)
         if opened.ok and opened.values[0]:
             self.engine.ended([s for s in again if s.held.id not in answer.values[0]], 0.0, self.sim.now)
             self.closed = ""
@@ -216,7 +219,7 @@ class Machine:
                 child.confirmed = self.sim.now
                 return child.begin()
             sent, dead = self.heart.beat([child.inc])
-        except RedisConnectionError:
+        except (RedisConnectionError, NamespaceClosed):
             return None
         if child.inc in dead:
             self.sim.kill(child, "dead to others")
