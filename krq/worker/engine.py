@@ -15,8 +15,10 @@ import msgspec
 from krq.message import Message, spans
 from krq.outcome import Family
 
-#: most tasks that one script call takes or settles
+#: most tasks that one script call takes
 MAX_BATCH = 500
+#: most ends of one script call: what waits for them is told in the same
+MAX_ENDS = 250
 #: seconds of measured run time that a worker takes ahead of its slots
 AHEAD = 0.020
 #: seconds without any progress after which tasks that wait for a slot are given back
@@ -150,7 +152,7 @@ class Engine:
             take = self._wanted(now, load)
             if not (take or self._outcomes or self._releases):
                 return None
-            settles = [self._outcomes.popleft() for _ in range(min(MAX_BATCH, len(self._outcomes)))]
+            settles = [self._outcomes.popleft() for _ in range(min(MAX_ENDS, len(self._outcomes)))]
             releases, self._releases = self._releases[:MAX_BATCH], self._releases[MAX_BATCH:]
             self._number += take > 0
             self._pending = Turn(settles, releases, take, self._number)
