@@ -136,7 +136,7 @@ def waits(path: str, seconds: float = 30.0) -> str:
             time.sleep(0.02)
     except krq.Stop:
         note(path, "C", krq.current().id, krq.current().cancelled)
-        return "told"
+        raise
     return "not told"
 
 

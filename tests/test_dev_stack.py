@@ -95,7 +95,7 @@ class Dev:
         self.process.send_signal(number)
         code = self.process.wait(30)
         until(lambda: not family & set(processes()), 5)
-        assert is_free(self.port)
+        until(lambda: is_free(self.port), 5)
         return code
 
 

@@ -16,7 +16,7 @@ from itertools import pairwise, zip_longest
 from typing import NamedTuple
 
 #: seconds between the last line of a run and the settling of its end: who dies within has interrupted it
-UNSETTLED = 0.5
+UNSETTLED = 1.0
 #: seconds after its thaw in which a process that stood still past its lease may write a last line (the honest exception of P4)
 THAW = 0.5
 #: seconds within which a killed child's tasks run again, and within which beyond the lease a worker's do

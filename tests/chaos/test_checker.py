@@ -48,13 +48,13 @@ def test_a_run_out_of_thin_air_is_seen() -> None:
 
 
 def test_a_doubled_run_is_seen_unless_a_death_explains_it() -> None:
-    twice = [*GOOD, *run("a", 2, 2, 2.9, 6.0)]
+    twice = [*GOOD, *run("a", 2, 2, 3.9, 6.0)]
     verdict = judged(twice)
     assert verdict.broken.keys() == {"doubled", "extra runs"}
-    assert judged(twice, harm(Kind.CHILD, 1, 2.8)).doubled == ["a"]
+    assert judged(twice, harm(Kind.CHILD, 1, 3.5)).doubled == ["a"]
     assert judged(twice, harm(Kind.CHILD, 2, 1.5)).doubled == ["a"]
-    assert judged(run("a", 1, 1, 1.0, None) + twice[2:], harm(Kind.CHILD, 1, 2.0)).clean
-    assert judged(twice, harm(Kind.CHILD, 1, 2.1)).clean
+    assert judged(run("a", 1, 1, 1.0, None) + twice[2:], harm(Kind.CHILD, 1, 3.5)).clean
+    assert judged(twice, harm(Kind.CHILD, 1, 2.95)).clean
 
 
 def test_a_doubled_run_is_explained_while_its_end_could_not_be_settled() -> None:
@@ -63,7 +63,7 @@ def test_a_doubled_run_is_explained_while_its_end_could_not_be_settled() -> None
     assert judged(twice, dead).doubled == ["a"]
     assert judged(twice, dead, outages=[Outage(2.1, 2.4)]).clean
     assert judged(twice, dead, harm(Kind.STILL, 1, 2.2, 5.4)).clean
-    assert judged(twice, dead, outages=[Outage(2.6, 3.0)]).doubled == ["a"]
+    assert judged(twice, dead, outages=[Outage(3.1, 3.4)]).doubled == ["a"]
 
 
 def test_a_run_more_than_was_declared_is_seen() -> None:
