@@ -264,6 +264,21 @@ def test_seek_goes_back_and_forth_and_position_follows(case: Case, broker: Any) 
     consumer.resume(case.topic, 7)
 
 
+def test_a_partition_that_was_paused_half_read_goes_on_though_others_were_read_since(case: Case, broker: Any) -> None:
+    broker.ensure([case.topic], 2)
+    case.publish(broker, range(8000))
+    consumer = case.consumer(broker)
+    seen = gather(consumer, 1)
+    half, other = seen[-1].partition, 1 - seen[-1].partition
+    assert consumer.position(case.topic, half) < consumer.bounds(case.topic, half)[1]
+    consumer.pause(case.topic, half)
+    end = consumer.bounds(case.topic, other)[1]
+    until(lambda: seen.extend(consumer.poll(0.1)) or consumer.position(case.topic, other) == end)
+    consumer.resume(case.topic, half)
+    seen += gather(consumer, 8000 - sum(len(batch.records) for batch in seen))
+    assert sorted(int(each.value) for batch in seen for each in batch.records) == list(range(8000))
+
+
 def test_position_is_known_before_the_first_record(case: Case, broker: Any) -> None:
     broker.ensure([case.topic], 1)
     consumer = case.consumer(broker)
