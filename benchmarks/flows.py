@@ -44,8 +44,8 @@ def _chain(row: Row, app: krq.KRQ, name: str) -> None:
 
 
 def _group(row: Row, app: krq.KRQ, name: str, n: int) -> None:
-    alone, grouped = [], []
-    for _ in range(3):
+    alone, grouped, late = [], [], []
+    for _ in range(5):
         began = time.perf_counter()
         handles = app.submit_many([{"task": "nothing", "args": [i]} for i in range(n)])
         alone.append(time.perf_counter() - began)
@@ -54,12 +54,13 @@ def _group(row: Row, app: krq.KRQ, name: str, n: int) -> None:
         work = (krq.group(app.signature("nothing", i) for i in range(n)) | app.signature("arrival")).send()
         grouped.append(time.perf_counter() - began)
         arrived = work.result(timeout=120)
+        last = max(info.finished or 0.0 for info in app.infos(work.children[0].ids) if info is not None)
+        late.append((arrived - last) * 1000)
     ratio = min(grouped) / min(alone)
     row(f"group of {n:,} with a final task on {name}: submit", n / min(grouped), "tasks/s")
     row("  time against the same tasks ungrouped", ratio, "", "≤ 1.5", ratio <= 1.5)
-    last = max(info.finished or 0.0 for info in app.infos(work.children[0].ids) if info is not None)
-    late = (arrived - last) * 1000
-    row("  final task runs after its last member", late, "ms", "≤ 50", late <= 50)
+    p50 = statistics.median(late)
+    row("  final task runs after its last member, p50 of 5", p50, "ms", "≤ 50", p50 <= 50)
 
 
 def _edges(row: Row, app: krq.KRQ, valkey: ValkeyServer, n: int) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from store_model import FINAL, Model, Task
+from store_model import FINAL, Model
+from store_values import Task
 
 from krq.store.client import Store
 from krq.store.keys import TABLE

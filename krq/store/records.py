@@ -16,7 +16,7 @@ from krq.message import Message
 from krq.store.client import Store
 from krq.store.scripts import Script
 
-_CHUNK = 1_000
+_CHUNK = 500
 #: field ``of`` of a task
 _POLICIES = {"continue": "c", "cancel_rest": "r"}
 #: bytes of a dead letter in Redis
@@ -94,7 +94,7 @@ def results_of(store: Store, task_ids: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     while len(found) < len(task_ids):
-        chunks = [task_ids[at : at + _CHUNK] for at in range(len(found), min(len(found) + 5 * _CHUNK, len(task_ids)), _CHUNK)]
+        chunks = [task_ids[at : at + _CHUNK] for at in range(len(found), min(len(found) + 10 * _CHUNK, len(task_ids)), _CHUNK)]
         try:
             answers = store.run_all([(Script.INPUTS, (chunk,)) for chunk in chunks])
         except RedisConnectionError:

@@ -15,10 +15,8 @@ import msgspec
 from krq.message import Message, spans
 from krq.outcome import Family
 
-#: most tasks that one script call takes
-MAX_BATCH = 500
-#: most ends of one script call: what waits for them is told in the same
-MAX_ENDS = 250
+#: most tasks that one script call takes, and most that it ends: no call should keep the others waiting for 20 ms
+MAX_BATCH = 250
 #: seconds of measured run time that a worker takes ahead of its slots
 AHEAD = 0.020
 #: seconds without any progress after which tasks that wait for a slot are given back
@@ -46,6 +44,10 @@ class Held(msgspec.Struct, kw_only=True, eq=False):
     message: Message | None = None
     started: int = 0
     """Unix milliseconds, 0 while it waits for a slot"""
+    took: float = 0.0
+    """seconds that it ran"""
+    told: bool = False
+    """its end is in the host's ``results.log``"""
     context: Any = None
     """the running context, for telling it to stop"""
 
@@ -152,7 +154,7 @@ class Engine:
             take = self._wanted(now, load)
             if not (take or self._outcomes or self._releases):
                 return None
-            settles = [self._outcomes.popleft() for _ in range(min(MAX_ENDS, len(self._outcomes)))]
+            settles = [self._outcomes.popleft() for _ in range(min(MAX_BATCH, len(self._outcomes)))]
             releases, self._releases = self._releases[:MAX_BATCH], self._releases[MAX_BATCH:]
             self._number += take > 0
             self._pending = Turn(settles, releases, take, self._number)

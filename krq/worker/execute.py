@@ -91,8 +91,7 @@ class Execute:
         return attempt.task is not None and attempt.task.is_coroutine
 
     def __call__(self, attempt: Attempt, ctx: Context, inputs: Sequence[Any] | None, timeout: float | None) -> Outcome:
-        """Call it, whatever it raises."""
-        context.enter(ctx)
+        """Call it, whatever it raises. ``ctx`` is this thread's current one."""
         try:
             if attempt.message.each is None:
                 result = self._invoke(attempt, ctx, timeout, *arguments(attempt.message, inputs))
@@ -164,13 +163,20 @@ def arguments(msg: Message, inputs: Sequence[Any] | None) -> tuple[Sequence[Any]
     """The arguments of a call, with the results it waited for in front where it asked for them."""
     if not inputs or not inputs[1]:
         return msg.args, msg.kwargs
-    values = [_value(task_id, value) for task_id, value in zip(message.named(msg.after), inputs[1], strict=True)]
+    values = _values(msg, inputs[1])
     match inputs[0]:
         case "list":
             values = [values]
         case "concat":
             values = [[one for value in values for one in (value if isinstance(value, list) else [value])]]
     return values + msg.args, msg.kwargs
+
+
+def _values(msg: Message, raws: Sequence[str]) -> list[Any]:
+    if any(raw.startswith("!") for raw in raws):
+        return [_value(task_id, raw) for task_id, raw in zip(message.named(msg.after), raws, strict=True)]
+    decoded: list[Any] = _decode(f"[{','.join(raws)}]")
+    return decoded
 
 
 def _value(task_id: str, raw: str) -> Any:

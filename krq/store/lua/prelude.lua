@@ -208,10 +208,14 @@ local function store_value(id, value)
 end
 
 -- What a task gave, as who waited for it gets it: JSON of the result; of one that did not succeed "!", its state, and JSON of the error.
--- While it runs again it is what it gave before.
+-- While it runs again it is what it gave before. An error is an object: of what is none nothing else is asked.
 local function value_of(id)
-  local t = call('HMGET', K.task(id), 'r', 's', 'vs')
-  local value, s = t[1] or call('GET', K.result(id)) or 'null', FINAL[t[2]] and t[2] or t[3]
+  local key = K.task(id)
+  local value = call('HGET', key, 'r')
+  if value and string.byte(value) ~= 123 then return value end
+  value = value or call('GET', K.result(id)) or 'null'
+  local t = call('HMGET', key, 's', 'vs')
+  local s = FINAL[t[1]] and t[1] or t[2]
   return (s == 'F' or s == 'C') and '!' .. s .. value or value
 end
 

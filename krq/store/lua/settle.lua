@@ -1,8 +1,8 @@
 -- End attempts: state, value, counters, dependents, retry, outbox entry and notice, all or nothing for each.
 -- flags: allow-oom
 -- ARGV[2] {incarnation, items}; item {id, attempt, kind, value, entry, delay, history, family}: kind S success, F failed, C cancelled, R retry
---   after delay ms, D the process that ran it alone died, and at delay deaths it is poison; value JSON of the result or error, or
---   text of how it died; entry JSON for the log; history JSON for its history, or nil. W success, and it ends when the tasks it made
+--   after delay ms, D the process that ran it alone died, and at delay deaths it is poison; value JSON of the result, or
+--   of the error, which is an object, or text of how it died; entry JSON for the log; history JSON for its history, or nil. W success, and it ends when the tasks it made
 --   have: family {ids it waits for, how it ends, all ids, on-failure}; it ends with its own value ("own"), with that of the last ("one"), or
 --   with the list of the last n, of at most so many bytes ("n bytes").
 -- Reply OK {answers}, one for each item: 1 settled, 2 was settled so before, 0 refused: the fence (owner, attempt) is another's.
