@@ -24,6 +24,7 @@ import floor
 import flows
 import healthy
 import redis
+import watched
 
 import krq
 from krq.dev.kafka import KafkaServer
@@ -155,6 +156,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=50_000, help="how many to submit and drain (default 50,000)")
     parser.add_argument("--sends", type=int, default=500, help="how many single sends to time (default 500)")
     parser.add_argument("--members", type=int, default=10_000, help="how many a group has before its final task (default 10,000)")
+    parser.add_argument("--finished", type=int, default=1_000_000, help="how many have ended where lists are paged (default 1,000,000)")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()
     table = Table()
@@ -169,6 +171,9 @@ def main() -> None:
         bulk_and_drain(table, kafka, valkey, options.tasks)
         healthy.isolated(table.row, worker, kafka, valkey, options.sends)
         healthy.modules(table.row, worker, kafka, valkey, options.tasks // 2)
+        watched.page(table.row, valkey)
+        watched.drain(table.row, worker, kafka, valkey, options.tasks // 2)
+        watched.lists(table.row, valkey, options.finished)
     if options.json:
         options.json.write_text(json.dumps(table.rows, indent=1))
 

@@ -37,12 +37,12 @@ class Line:
         self.store.run(Script.MARK, [["default", 0, "tid", 0, False]])
         self.store.run(Script.REGISTER, "w", ["worker", "w"], ["*"], ["default"])
 
-    def admit(self, etas: list[float]) -> None:
+    def admit(self, etas: list[float], name: str = "nothing") -> None:
         """Intake of one batch of tasks with these times; 0: now."""
         now, first = time.time_ns() // 1_000_000, self.offset
         records = []
         for eta in etas:
-            msg = Message(task="nothing", task_id=f"{self.offset:028x}", args=[1], eta=eta or None)
+            msg = Message(task=name, task_id=f"{self.offset:028x}", args=[1], eta=eta or None)
             raw = message.encode(msg, max_bytes=10_000, max_depth=10)
             position = Position("delayed.default", 0, self.offset)
             records.append(record(msg.task_id, msg, raw, position, "default", now, ordered=True))

@@ -12,6 +12,8 @@ import msgspec
 from krq import ids
 from krq.errors import ConfigError
 
+LOG_FORMATS = ("text", "json")
+
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """All settings of an app. Each can also come from the environment as ``KRQ_<NAME>``."""
@@ -63,6 +65,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     kafka: dict[str, Any] = {}
     """options handed to every Kafka client, such as ``security_protocol`` and ``sasl_*``"""
 
+    log_dir: str = ""
+    """folder where workers write ``krq.log`` and ``results.log``; "": nowhere"""
+    log_format: str = "text"
+    """of what workers log: ``text`` or ``json``"""
+    log_bytes: int = 10 * 1024 * 1024
+    """size at which a log file becomes ``krq.log.1``, and a new one begins"""
+    log_files: int = 5
+    """older log files that are kept, of each"""
+
+    metrics_port: int = 0
+    """where each worker answers /metrics, /live and /ready; 0: nowhere"""
+    metrics_host: str = "127.0.0.1"
+    """address of the same; ``0.0.0.0`` for probes and scrapers from outside"""
+
     @property
     def group_id(self) -> str:
         """The consumer group in force."""
@@ -85,6 +101,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def events_topic(self) -> str:
         """The topic of ended attempts."""
         return self.topic("events")
+
+    @property
+    def logs_topic(self) -> str:
+        """The topic of what tasks log and print: the one that forgets by itself."""
+        return self.topic("logs")
 
     @property
     def dead_topic(self) -> str:
@@ -113,6 +134,12 @@ class Settings(TypedDict, total=False):
     partitions: int
     replication: int
     kafka: dict[str, Any]
+    log_dir: str
+    log_format: str
+    log_bytes: int
+    log_files: int
+    metrics_port: int
+    metrics_host: str
 
 
 def load(given: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Config:
@@ -173,6 +200,7 @@ def _check(config: Config) -> None:
     ids.check_queue(config.queue)
     positive = (
         "heartbeat", "lease", "send_timeout", "max_message_bytes", "max_depth", "window", "window_bytes", "partitions", "max_deaths",
+        "log_bytes", "log_files",
     )  # fmt: skip
     for name in positive:
         if not getattr(config, name) > 0:
@@ -180,5 +208,9 @@ def _check(config: Config) -> None:
     for name in ("grace", "concurrency", "recycle", "result_ttl", "unknown_task_grace"):
         if not getattr(config, name) >= 0:
             raise ConfigError(f"{name}={getattr(config, name)!r} must not be negative")
+    if not 0 <= config.metrics_port <= 65_535:
+        raise ConfigError(f"metrics_port={config.metrics_port} is no port")
+    if config.log_format not in LOG_FORMATS:
+        raise ConfigError(f"log_format={config.log_format!r} is none of {', '.join(LOG_FORMATS)}")
     if config.lease < 3 * config.heartbeat:
         raise ConfigError(f"lease={config.lease} is less than three heartbeats of {config.heartbeat} s")

@@ -170,6 +170,11 @@ def current() -> Context:
         raise KRQError("krq.current() was called outside a task", cure="Call it in the function that a worker runs.") from None
 
 
+def running() -> Context | None:
+    """The same, None outside a task."""
+    return _current.get(None)
+
+
 def enter(context: Context) -> None:
     """Make ``context`` the current one of this thread or coroutine."""
     _current.set(context)

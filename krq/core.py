@@ -28,6 +28,7 @@ from krq.hooks import Module, find
 from krq.info import Arguments, Stats, TaskFilter, TaskInfo, TaskPage, WorkerFailure, WorkerInfo
 from krq.inspector import Inspector
 from krq.lineage import Publish, Workflows
+from krq.logreader import LogReading
 from krq.modules.broadcast import RollCalls
 from krq.modules.chaining import Chaining
 from krq.modules.grouping import Grouping
@@ -75,7 +76,7 @@ class _WorkerSetup(NamedTuple):
     queues: Sequence[str] | None = None
 
 
-class KRQ(Scheduling, Limiting, Listening, RollCalls, DeadLetters, Workflows, Watching):
+class KRQ(Scheduling, Limiting, Listening, RollCalls, DeadLetters, Workflows, Watching, LogReading):
     """A task queue: define tasks on it, send them, run workers for them, look at them.
 
     ``broker`` is the log, ``backend`` the schedule and the results; see ``krq.config.Config`` for both, for all
@@ -345,6 +346,11 @@ class KRQ(Scheduling, Limiting, Listening, RollCalls, DeadLetters, Workflows, Wa
     def store(self) -> Store:
         """The schedule itself: for modules. Belongs to this process."""
         return self._clients.store
+
+    @property
+    def broker(self) -> brokers.Broker:
+        """The log itself: the same."""
+        return self._clients.broker
 
     @property
     def _clients(self) -> _Clients:

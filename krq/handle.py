@@ -13,8 +13,9 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from krq.errors import ResultTimeout, TaskCancelled, TaskFailed
 from krq.info import TaskInfo
+from krq.loglines import KEPT, LogLine
 from krq.outcome import ErrorInfo
-from krq.sent import Completed, Results, Sent
+from krq.sent import Arriving, Completed, Results, Sent
 from krq.states import TaskStatus
 
 R = TypeVar("R")
@@ -68,6 +69,18 @@ class TaskHandle(Sent, Generic[R]):
         with contextlib.suppress(TaskFailed, TaskCancelled):
             self._results.result(self.id, timeout)
         return self.status()
+
+    def logs(self, attempt: int | None = None, limit: int = KEPT) -> list[LogLine]:
+        """What it has logged and printed so far, of one attempt or of all, in order: see ``KRQ.logs``."""
+        return self._results.logs(self.id, attempt, limit)
+
+    async def alogs(self, attempt: int | None = None, limit: int = KEPT) -> list[LogLine]:
+        """``logs`` for coroutines."""
+        return await asyncio.to_thread(self.logs, attempt, limit)
+
+    def follow(self, attempt: int | None = None) -> Arriving[LogLine]:
+        """The same, and what comes, by ``for`` or ``async for``, until the task has ended: see ``KRQ.follow_logs``."""
+        return self._results.follow_logs(self.id, attempt)
 
     def cancel(self) -> bool:
         """Ask that it does not run, or stops. False: it had already ended."""

@@ -7,8 +7,8 @@ changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
@@ -57,6 +57,33 @@ class Attempt(msgspec.Struct, kw_only=True, dict=False):
         return (self.epoch, self.number)
 
 
+class Received(Protocol):
+    """A task that a worker has got, and not begun."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """Which one this will be."""
+        ...
+
+    @property
+    def message(self) -> Message | None:
+        """The request; never None here."""
+        ...
+
+
+class Say(Protocol):
+    """Hands bytes from a process that has one task to the module's ``heard`` in the worker's child. Thread-safe."""
+
+    def __call__(self, data: bytes, *, wait: bool = False) -> bool:
+        """False: the pipe is full, and nothing was said. ``wait``: wait until there is room. At most 16 KiB at a time, unless it waits."""
+        ...
+
+
 class Module:
     """Base of all modules: every hook does nothing."""
 
@@ -79,6 +106,9 @@ class Module:
         """An attempt has ended: return its outcome, or another. Called in the slot that ran it."""
         return outcome
 
+    def received(self, tasks: Sequence[Received]) -> None:
+        """A worker child has got tasks; some of them may be handed back before they begin. Called in its main thread."""
+
     def started(self, attempt: Attempt) -> None:
         """An attempt begins. Called in its slot."""
 
@@ -90,6 +120,18 @@ class Module:
 
     def worker_stopping(self, worker_id: str) -> None:
         """A worker child takes no more. Called in its main thread."""
+
+    def worker_stopped(self, worker_id: str) -> None:
+        """All that a worker child ran has ended, or its time is over, and it leaves. Called in its main thread; must not take long."""
+
+    def host_started(self, say: Say) -> None:
+        """A process for tasks that run alone begins. Called in it: of the hooks, it has this and the next, and no clients."""
+
+    def host_ended(self, attempt: Attempt) -> None:
+        """An attempt has run in such a process, and its outcome is told to the child next. Called in its main thread."""
+
+    def heard(self, data: bytes) -> None:
+        """What this module said in such a process. Called in the child, in the slot that waits for the attempt."""
 
     def tick(self, now: float) -> None:
         """About once a second in every worker child, in its main thread. ``now``: Unix seconds."""

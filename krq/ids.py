@@ -12,7 +12,7 @@ from krq.errors import ConfigError, OptionError
 
 _QUEUE = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _CONTROL = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029]")
-_RESERVED = frozenset({"events", "dead"})
+_RESERVED = frozenset({"events", "dead", "logs"})
 
 MAX_ID = 128
 MAX_NAME = 255
@@ -55,7 +55,7 @@ def check_task_name(name: str) -> str:
 def check_queue(queue: str) -> str:
     """Return ``queue`` when a queue may be called so (the rules of Kafka topics)."""
     if not isinstance(queue, str) or not _QUEUE.fullmatch(queue) or queue in _RESERVED:
-        raise OptionError(f"{queue!r} is no queue name", cure="Use letters, digits, '.', '_', '-'; not 'events' or 'dead'.")
+        raise OptionError(f"{queue!r} is no queue name", cure="Use letters, digits, '.', '_', '-'; not 'events', 'dead' or 'logs'.")
     return queue
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from krq.outcome import ErrorInfo
+from krq.rates import NONE, Rates
 from krq.states import TaskStatus
 
 
@@ -149,7 +150,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     outcome: str
     """of an attempt: ``success``, ``failed``, ``retry``, ``spawned``, ``cancelled``, ``died``; asked for: ``cancel``, ``control``; told to
-    listeners alone: ``started``, ``worker_started``, ``worker_stopping``"""
+    listeners alone: ``started``, ``worker_started``, ``worker_stopping``; told by ``KRQ.events`` alone: ``skipped``"""
     at: float
     id: str = ""
     """of the task; of ``control``: what it concerns, such as a queue"""
@@ -278,6 +279,10 @@ class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
     handed_back: int = 0
     """attempts that had not ended when their worker's grace time was over"""
     paused: bool = False
+    rates: Rates = NONE
+    """tasks a second that succeeded or failed, over the last 1, 5 and 15 minutes, or as long as workers have lived in them"""
+    failure_rates: Rates = NONE
+    """the same of those that failed"""
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
@@ -291,3 +296,6 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     """dead letters remembered, at most 1,000"""
     outbox: int = 0
     """ended attempts that the log has not got yet"""
+    rates: Rates = NONE
+    """of all queues"""
+    failure_rates: Rates = NONE

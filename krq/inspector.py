@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from krq import ids, masking, message
+from krq import ids, masking, message, rates
 from krq.brokers.base import Broker
 from krq.config import Config
 from krq.errors import KRQError, TaskNotFound
@@ -16,6 +16,7 @@ from krq.listing import Listing
 from krq.outcome import ErrorInfo
 from krq.states import TaskStatus
 from krq.store.client import Store
+from krq.store.scripts import Script
 
 _STATES = {
     "m": TaskStatus.QUEUED, "w": TaskStatus.WAITING, "d": TaskStatus.SCHEDULED, "q": TaskStatus.QUEUED,
@@ -36,7 +37,7 @@ class Inspector:
         self._config = config
         self._store = store
         self._broker = broker
-        self._listing = Listing(store, self.infos)
+        self._listing = Listing(store, self.infos, self._peeks)
 
     # --- tasks -------------------------------------------------------------------------------
 
@@ -54,6 +55,15 @@ class Inspector:
                     if value is not None:
                         hashes[i]["r"] = value.decode()
         return [_info(task_id, fields) if fields.get("s") in _STATES else None for task_id, fields in zip(task_ids, hashes, strict=True)]
+
+    def _peeks(self, task_ids: Sequence[str]) -> list[TaskInfo | None]:
+        """The same with status, name, queue, worker and end alone, in one round trip: for those who look for a few among many."""
+        return [
+            None if peek is False or peek[0] not in _STATES else TaskInfo(
+                id=task_id, status=_STATES[peek[0]], name=peek[1] or "", queue=peek[2] or "",
+                worker=ids.worker_of(peek[3]) if peek[3] else "", finished=_time(peek[4] or None),
+            ) for task_id, peek in zip(task_ids, self._store.run(Script.PEEK, task_ids).values[0], strict=True)
+        ]
 
     def children(self, task_id: str) -> list[str]:
         """Ids of the tasks that a task made while it ran, in order; none before its function has returned."""
@@ -183,19 +193,20 @@ class Inspector:
                 pipeline.zcard(keys("ready", queue))
                 pipeline.zcard(keys("scheduled", queue))
                 pipeline.hgetall(keys("queue", queue))
+                pipeline.get(keys("totals", queue))
             answers = pipeline.execute()
+            seconds, micros = redis.time()
             incarnations = self._incarnations()
             held = sum(redis.scard(keys("held", incarnation)) for incarnation in incarnations)
             holders = [*incarnations, *(name.decode() for name in redis.srandmember(keys("orphans"), 100) or [])]
             outbox = sum(redis.hlen(keys("outbox", holder)) for holder in holders)
             waiting, dead = redis.zcard(keys("waiting")), redis.zcard(keys("dead"))
         unread = self.backlog(queues) if backlog else {}
+        now = seconds * 1000 + micros // 1000
+        found = [_queue(queue, now, answers[4 * i : 4 * i + 4], unread.get(queue, -1)) for i, queue in enumerate(queues)]
         return Stats(
-            queues={
-                queue: _queue(queue, answers[3 * i], answers[3 * i + 1], answers[3 * i + 2], unread.get(queue, -1))
-                for i, queue in enumerate(queues)
-            },
-            workers=len(incarnations), processing=held, waiting=waiting, dead=dead, outbox=outbox,
+            queues={one.queue: one for one in found}, workers=len(incarnations), processing=held, waiting=waiting, dead=dead,
+            outbox=outbox, rates=rates.total(one.rates for one in found), failure_rates=rates.total(one.failure_rates for one in found),
         )
 
     def backlog(self, queues: Sequence[str]) -> dict[str, int]:
@@ -268,13 +279,15 @@ def _failure(fields: dict[str, Any]) -> WorkerFailure:
     )
 
 
-def _queue(queue: str, ready: int, scheduled: int, raw: dict[bytes, bytes], backlog: int) -> QueueStats:
+def _queue(queue: str, now: int, answers: Sequence[Any], backlog: int) -> QueueStats:
+    ready, scheduled, raw, ring = answers
     fields = {name.decode(): int(value) for name, value in raw.items()}
+    ended = rates.ended(ring, now, fields.get("S", 0), fields.get("F", 0))
     return QueueStats(
         queue=queue, ready=ready, parked=fields.get("parked", 0), scheduled=scheduled, backlog=backlog,
         admitted=fields.get("N", 0), succeeded=fields.get("S", 0),
         failed=fields.get("F", 0), cancelled=fields.get("C", 0), retried=fields.get("R", 0), handed_back=fields.get("B", 0),
-        paused="paused" in fields,
+        paused="paused" in fields, rates=ended.all, failure_rates=ended.failed,
     )
 
 

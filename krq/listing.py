@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,10 +16,13 @@ from krq.states import TaskStatus
 from krq.store.client import Store
 
 #: ids read in one round trip
-CHUNK = 200
+CHUNK = 500
 #: tasks looked at for one page, where a filter leaves few of them
 MOST = 2_000
 
+#: order of the list of ends among the sources
+_ENDED = 4
+Infos = Callable[[Sequence[str]], list[TaskInfo | None]]
 _FINAL = (TaskStatus.SUCCESS, TaskStatus.FAILED, TaskStatus.CANCELLED)
 
 
@@ -38,23 +42,51 @@ class _Source(NamedTuple):
     key: str
 
 
+class _Walk:
+    """How far a page has come in the list of ends, the latest of which stand first."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self._last = math.inf
+
+    def fresh(self, task_id: str) -> bool:
+        """Whether this task has not been seen yet."""
+        new = task_id not in self._seen
+        self._seen.add(task_id)
+        return new
+
+    def late(self, info: TaskInfo) -> bool:
+        """Whether its last end is later than those that stand before it, so that this is not its place."""
+        if info.finished is None or info.finished > self._last:
+            return info.finished is not None
+        self._last = info.finished
+        return False
+
+
 _places = msgspec.json.Decoder(tuple[int, str, str, float])
 
 
 class Listing:
     """Reads the pools, one after the other: processing, queued, scheduled, waiting, then what has ended, the newest first."""
 
-    def __init__(self, store: Store, infos: Callable[[Sequence[str]], list[TaskInfo | None]]) -> None:
+    def __init__(self, store: Store, infos: Infos, peeks: Infos) -> None:
         self._store = store
         self._infos = infos
+        self._peeks = peeks
 
     def page(self, wanted: TaskFilter, cursor: str | None, limit: int) -> TaskPage:
         """The next at most ``limit`` tasks after ``cursor``. See ``Inspector.page``."""
         after = None if cursor is None else _decoded(cursor)
         found: list[TaskInfo] = []
         looked = 0
+        walk = _Walk()
+        if after is not None and after.order == _ENDED:
+            self._last_ends(self._infos([after.id]), walk)
         for source, ids, places in self._chunks(wanted.status, after, limit):
-            for info, place in zip(self._infos(ids), places, strict=True):
+            infos = self._infos(ids) if wanted == TaskFilter() else self._read_wanted(ids, wanted, source)
+            if source.kind == "list":
+                infos = self._last_ends(infos, walk)
+            for info, place in zip(infos, places, strict=True):
                 looked += 1
                 if info is not None and _fits(info, wanted, source):
                     found.append(info)
@@ -63,6 +95,27 @@ class Listing:
             if looked >= MOST:
                 return TaskPage(tasks=found, cursor=_encoded(places[-1]), looked=looked)
         return TaskPage(tasks=found, cursor=None, looked=looked)
+
+    def _read_wanted(self, ids: Sequence[str], wanted: TaskFilter, source: _Source) -> list[TaskInfo | None]:
+        """Tasks as they stand; of those that are not wanted only what says so."""
+        peeks = self._peeks(ids)
+        some = [info.id for info in peeks if info is not None and _fits(info, wanted, source)]
+        whole = dict(zip(some, self._infos(some), strict=True)) if some else {}
+        return [whole.get(task_id, info) for task_id, info in zip(ids, peeks, strict=True)]
+
+    def _last_ends(self, infos: Sequence[TaskInfo | None], walk: _Walk) -> list[TaskInfo | None]:
+        """What comes next in the list of ends. None for an end after which the task was sent again and has ended once more."""
+        fresh = [info if info is not None and walk.fresh(info.id) else None for info in infos]
+        late = [info.id for info in fresh if info is not None and walk.late(info)]
+        if not late:
+            return fresh
+        with self._store.plain() as redis:
+            pipeline = redis.pipeline(transaction=False)
+            for task_id in late:
+                pipeline.hexists(self._store.keys("task", task_id), "g")
+            # of others a clock was put back
+            again = {task_id for task_id, sent_again in zip(late, pipeline.execute(), strict=True) if sent_again}
+        return [None if info is not None and info.id in again else info for info in fresh]
 
     def _chunks(self, status: TaskStatus | None, after: _Place | None, limit: int) -> Iterator[tuple[_Source, list[str], list[_Place]]]:
         for source in self._sources(status):
@@ -100,7 +153,7 @@ class Listing:
         if status is TaskStatus.FAILED:
             found.append(_Source(5, "", "newest", keys("failed")))
         elif status is None or status in _FINAL:
-            found.append(_Source(4, "", "list", keys("done")))
+            found.append(_Source(_ENDED, "", "list", keys("done")))
         return found
 
     def _parked(self, queues: Sequence[str]) -> list[_Source]:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from typing import Any, Protocol, TypeVar
 
 from krq.info import TaskInfo
+from krq.loglines import KEPT, LogLine
 from krq.tree import Tree
 
 T = TypeVar("T")
@@ -42,6 +43,10 @@ class Results(Protocol):
 
     def tree(self, *task_ids: str, limit: int = 1_000) -> Tree: ...
 
+    def logs(self, task_id: str, attempt: int | None = None, limit: int = KEPT) -> list[LogLine]: ...
+
+    def follow_logs(self, task_id: str, attempt: int | None = None) -> Arriving[LogLine]: ...
+
 
 class Sent:
     """What all handles can do with the tasks in them."""
@@ -70,20 +75,24 @@ class Sent:
         return self.tree().to_mermaid()
 
 
-class Completed(Iterator[T]):
-    """What has ended, in that order: for ``for`` and for ``async for``, where a thread of the loop's executor waits."""
+class Arriving(Iterator[T]):
+    """What comes, as it comes: for ``for`` and for ``async for``, where a thread of the loop's executor waits."""
 
-    def __init__(self, ended: Iterator[T]) -> None:
-        self._ended = ended
+    def __init__(self, source: Iterator[T]) -> None:
+        self._source = source
 
     def __next__(self) -> T:
-        return next(self._ended)
+        return next(self._source)
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
 
     async def __anext__(self) -> T:
-        found = await asyncio.to_thread(lambda: list(itertools.islice(self._ended, 1)))
+        found = await asyncio.to_thread(lambda: list(itertools.islice(self._source, 1)))
         if not found:
             raise StopAsyncIteration
         return found[0]
+
+
+class Completed(Arriving[T]):
+    """What has ended, in that order."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
 
@@ -69,20 +69,61 @@ class Watching:
         if limit < 1:
             return []
         found: list[Event] = []
+        sieve = Sieve()
         for _, record in self._clients.broker.read(self.config.events_topic, limit):
-            found += _read(record.value)
+            found += sieve.through(record.value)
         return found[-limit:]
 
-    def events(self, *, from_start: bool = False) -> Iterator[Event]:
+    def events(self, *, from_start: bool = False, name: str | None = None, outcomes: Sequence[str] = (), most: int = 0) -> Iterator[Event]:
         """What ends from now on, or from the log's beginning on: an endless iterator over the ``events`` topic.
 
+        ``name``, ``outcomes``: only of this task, and only these. ``most``: of each second the first so many, and then an event
+        ``skipped`` with ``data["n"]``, how many there were beyond; 0: all. To skip costs a twentieth of reading.
         In the order of the log; across Kafka's partitions only about so. An entry may come twice, as the log may have it twice. What
         it has not read yet is kept while the broker is away. From one thread; break off, or close the iterator, to let go of it.
         """
-        return follow(self._clients.broker, self.config.events_topic, from_start=from_start)
+        return follow(self._clients.broker, self.config.events_topic, Sieve(name, outcomes, most), from_start=from_start)
 
 
-def follow(broker: Broker, topic: str, *, from_start: bool) -> Iterator[Event]:
+class Sieve:
+    """Lets through what somebody wants to see, at most so many a second (0: all)."""
+
+    def __init__(self, name: str | None = None, outcomes: Sequence[str] = (), most: int = 0) -> None:
+        self._name = name
+        self._outcomes = frozenset(outcomes)
+        self._most = most
+        self._passed = self._skipped = 0
+        self._until = 0.0
+
+    def through(self, raw: bytes) -> list[Event]:
+        """What is wanted of a record, and not too much."""
+        try:
+            if self._most and self._passed >= self._most:
+                self._skipped += sum(1 for entry in events.peek(raw) if self._fits(entry))
+                return []
+            if (self._name is not None or self._outcomes) and not any(self._fits(entry) for entry in events.peek(raw)):
+                return []
+            entries = [entry for entry in events.decode_page(raw).entries if self._fits(entry)]
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            log.warning("a record of the events topic is passed by, as it is none of KRQ's: %s", error)
+            return []
+        room = self._most - self._passed if self._most else len(entries)
+        self._passed += len(entries[:room])
+        self._skipped += len(entries[room:])
+        return [event_of(entry) for entry in entries[:room]]
+
+    def turn(self) -> list[Event]:
+        """To be called again and again: at the end of a second, how many were skipped."""
+        if not self._most or time.monotonic() < self._until:
+            return []
+        skipped, self._skipped, self._passed, self._until = self._skipped, 0, 0, time.monotonic() + 1.0
+        return [Event(outcome="skipped", at=time.time(), data={"n": skipped})] if skipped else []
+
+    def _fits(self, entry: Entry | events.Peek) -> bool:
+        return (self._name is None or entry.name == self._name) and (not self._outcomes or entry.outcome in self._outcomes)
+
+
+def follow(broker: Broker, topic: str, sieve: Sieve, *, from_start: bool) -> Iterator[Event]:
     """The entries of a topic, for ever; where it begins is settled before this returns. Raises ``BrokerConnectionError`` from here only."""
     tail = broker.tail(topic, from_start=from_start)
     # where nobody closes it Python would when it ends, and wait for ever for a thread of the client that is frozen by then
@@ -101,18 +142,11 @@ def follow(broker: Broker, topic: str, *, from_start: bool) -> Iterator[Event]:
                     wait.begin(error)
                     time.sleep(PATIENCE)
                     continue
+                yield from sieve.turn()
                 for record in records:
-                    yield from _read(record.value)
+                    yield from sieve.through(record.value)
 
     return entries()
-
-
-def _read(raw: bytes) -> list[Event]:
-    try:
-        return [event_of(entry) for entry in events.decode_page(raw).entries]
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        log.warning("a record of the events topic is passed by, as it is none of KRQ's: %s", error)
-        return []
 
 
 def event_of(entry: Entry) -> Event:

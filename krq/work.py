@@ -26,9 +26,19 @@ def run(spec: Spec, worker_id: str, processes: int = 1) -> None:
         raise WorkerInitializationError("No task is registered", cure="Decorate functions with @app.task, or pass task_func to run().")
     if processes > 1:
         spec = spec._replace(inbox="")  # each child is a worker of its own, and so is its inbox
-    logs.configure()
-    wait_for_servers(spec.config)
     config = spec.config
+    logs.configure(style=config.log_format)
+    if config.log_dir:
+        logs.open_files(config.log_dir, worker_id, config.log_bytes, config.log_files, config.log_format)
+    try:
+        _run(spec, worker_id, processes)
+    finally:
+        logs.close_files()
+
+
+def _run(spec: Spec, worker_id: str, processes: int) -> None:
+    config = spec.config
+    wait_for_servers(config)
     log.info("worker %s of %r on %s and %s: queues %s; tasks %s", worker_id, config.namespace, mask(config.broker), mask(config.backend),
              ", ".join(spec.queues), ", ".join(spec.registry.names))
     Supervisor(spec, worker_id, processes).run()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import redis
+from cli_shell import TASKS, Shell
 from harness import Servers, Worker, until
 from shard import Shard
 from starlette.testclient import TestClient
@@ -16,6 +19,9 @@ from starlette.testclient import TestClient
 import krq
 from krq.dev.kafka import KafkaServer
 from krq.dev.valkey import ValkeyServer
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 
 @pytest.hookimpl(wrapper=True)
@@ -106,6 +112,13 @@ def app(servers: Servers) -> Iterator[krq.KRQ]:
         yield app
 
 
+@pytest.fixture
+def shell(tmp_path: Path, valkey: ValkeyServer, namespace: str) -> Shell:
+    """A command line in a folder with tasks.py, and a namespace without a worker."""
+    (tmp_path / "tasks.py").write_text(TASKS)
+    return Shell(tmp_path, valkey.url, namespace)
+
+
 @pytest.fixture(scope="module")
 def web_servers(valkey: ValkeyServer) -> Servers:
     """Servers for the tests of the dashboard."""
@@ -136,6 +149,41 @@ def web(web_app: krq.KRQ) -> Iterator[TestClient]:
 
     with client(web_app) as web:
         yield web
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium, headless."""
+    from playwright.sync_api import sync_playwright
+
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
+    with sync_playwright() as playwright:
+        # a container has no user namespaces to make a sandbox of
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """A browser that knows nothing yet."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(8_000)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Iterator[Page]:
+    """A page on whose console nothing complains."""
+    page = context.new_page()
+    said: list[str] = []
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    yield page
+    assert [line for line in said if not re.search("status of (401|404)|ERR_CONNECTION|ERR_INCOMPLETE", line)] == []
 
 
 @pytest.fixture(params=["valkey", "debian_redis"])

@@ -93,9 +93,11 @@ class Worker:
 
 
 @contextmanager
-def running(servers: Servers, folder: Path, names: Sequence[str] = ("w",), processes: int = 1) -> Iterator[list[Worker]]:
+def running(
+    servers: Servers, folder: Path, names: Sequence[str] = ("w",), processes: int = 1, script: str = "tasks_app.py"
+) -> Iterator[list[Worker]]:
     """Workers of these names, ready; killed at the end."""
-    workers = [Worker(servers, folder / f"{name}.log", name, processes) for name in names]
+    workers = [Worker(servers, folder / f"{name}.log", name, processes, script) for name in names]
     try:
         for worker in workers:
             worker.ready(processes)

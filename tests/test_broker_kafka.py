@@ -61,6 +61,16 @@ def test_a_new_topic_never_drops_what_is_pending(case: Case, broker: Any, admin:
     assert len(admin.describe_topics([case.topic])[0]["partitions"]) == 3
 
 
+def test_what_tasks_log_is_kept_for_a_while(case: Case, broker: Any, admin: Any, caplog: pytest.LogCaptureFixture) -> None:
+    topic = case.config().logs_topic
+    broker.ensure([topic])
+    found = settings_of(admin, topic)
+    assert found["retention.ms"] == str(int(case.config().result_ttl) * 1000)
+    assert 0 < 4 * int(found["segment.bytes"]) <= int(found["retention.bytes"])
+    case.broker().ensure([topic])
+    assert not caplog.records, "no warning of what it may lose"
+
+
 def test_publish_creates_a_missing_topic_with_the_configured_partitions(case: Case, broker: Any, admin: Any) -> None:
     case.publish(broker, "x")
     assert len(admin.describe_topics([case.topic])[0]["partitions"]) == 4

@@ -47,6 +47,15 @@ def client_of(case: Case) -> Any:
     return redis.Redis.from_url(case.url)
 
 
+def test_what_tasks_log_is_kept_for_a_while(case: Case, broker: Any) -> None:
+    config = case.config()
+    for topic in (config.logs_topic, config.dead_topic):
+        broker.publish([Outgoing(topic, b"{}")] * 5_500, 10)
+    with client_of(case) as client:
+        assert 5_000 <= client.xlen(config.logs_topic) <= 5_200
+        assert client.xlen(config.dead_topic) == 5_500, "all others keep all"
+
+
 def test_the_pending_list_is_what_is_unfinished(case: Case, broker: Any) -> None:
     positions = case.publish(broker, range(1200))
     assert broker.pending(case.topic, case.group) == 0

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -20,19 +19,6 @@ from krq.brokers.base import Outgoing
 from krq.dev.valkey import ValkeyServer
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cli")
-    (folder / "tasks.py").write_text(TASKS)
-    return folder
-
-
-@pytest.fixture
-def shell(folder: Path, valkey: ValkeyServer, namespace: str) -> Shell:
-    """A namespace without a worker."""
-    return Shell(folder, valkey.url, namespace)
-
-
 class World(NamedTuple):
     """A namespace with a worker, and tasks in every state."""
 
@@ -41,7 +27,9 @@ class World(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def world(folder: Path, valkey: ValkeyServer) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "tasks.py").write_text(TASKS)
     shell = Shell(folder, valkey.url, f"w{os.urandom(4).hex()}")
     for name in ("gate", "death"):
         (folder / name).touch()
@@ -87,13 +75,17 @@ def rows(out: str) -> list[list[str]]:
 
 def test_stats(world: World) -> None:
     out = world.shell.ok("stats")
-    head, default, unserved, _, summary = out.splitlines()
-    assert head.split() == ["QUEUE", "READY", "SCHEDULED", "BACKLOG", "SUCCEEDED", "FAILED", "CANCELLED", "RETRIED"]
-    assert default.split() == ["default", "0", "2", "0", "2", "1", "0", "1"]
+    head, default, unserved, _, summary, rates = out.splitlines()
+    assert head.split() == ["QUEUE", "READY", "DELAYED", "BACKLOG", "PER", "S", "SUCCEEDED", "FAILED", "CANCELLED", "RETRIED"]
+    assert max(len(head), len(default)) <= 80
+    cells = default.split()
+    assert cells[:4] + cells[5:] == ["default", "0", "2", "0", "2", "1", "0", "1"]
+    assert 0 < float(cells[4]) < 10 and rates.split()[:3] == ["per", "second:", cells[4]]
     assert unserved.split()[:3] == ["unserved", "1", "0"]
     assert summary == "1 worker, 2 processing, 0 waiting for others, 2 dead letters"
     found = world.shell.json("stats")
     assert found["queues"]["unserved"]["ready"] == 1
+    assert found["rates"][0] == found["queues"]["default"]["rates"][0] > found["queues"]["default"]["failure_rates"][0] > 0
     assert found["processing"] == 2
 
 

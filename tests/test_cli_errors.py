@@ -10,26 +10,11 @@ from pathlib import Path
 
 import click
 import pytest
-from cli_shell import TASKS, Shell
+from cli_shell import Shell
 
 from krq import TaskStatus
 from krq.cli import root, text
 from krq.dev.process import free_port
-from krq.dev.valkey import ValkeyServer
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cli")
-    (folder / "tasks.py").write_text(TASKS)
-    return folder
-
-
-@pytest.fixture
-def shell(folder: Path, valkey: ValkeyServer, namespace: str) -> Shell:
-    """A namespace without a worker."""
-    return Shell(folder, valkey.url, namespace)
-
 
 # --- errors ---------------------------------------------------------------------------------------
 
@@ -54,7 +39,7 @@ def test_a_wrong_app_is_named(shell: Shell, target: str, said: str) -> None:
 ])
 def test_an_app_that_cannot_be_imported(shell: Shell, tmp_path: Path, content: str, last: str, shown: str) -> None:
     (tmp_path / "broken.py").write_text(content)
-    code, _, err = shell._replace(folder=tmp_path).run("worker", "broken")
+    code, _, err = shell.run("worker", "broken")
     assert code == 1
     assert shown in err
     assert "importlib" not in err
@@ -64,7 +49,7 @@ def test_an_app_that_cannot_be_imported(shell: Shell, tmp_path: Path, content: s
 
 def test_a_file_named_like_a_module_of_pythons(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "queue.py").write_text("import krq\napp = krq.KRQ(namespace='from_queue_py')\n")
-    assert shell._replace(folder=tmp_path).run("workers", "--app", "queue.py")[0] == 0
+    assert shell.run("workers", "--app", "queue.py")[0] == 0
 
 
 @pytest.mark.parametrize("command", [("stats",), ("task", "x"), ("cancel", "x"), ("pause", "q")])

@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
-import pytest
-from cli_shell import TASKS, Shell
-
-from krq.dev.valkey import ValkeyServer
-
-
-@pytest.fixture
-def shell(tmp_path: Path, valkey: ValkeyServer, namespace: str) -> Shell:
-    (tmp_path / "tasks.py").write_text(TASKS)
-    return Shell(tmp_path, valkey.url, namespace)
+from cli_shell import Shell
 
 
 def test_from_add_to_remove(shell: Shell) -> None:

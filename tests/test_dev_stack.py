@@ -176,7 +176,9 @@ def test_kept_tasks_run_after_the_next_start(start: Callable[..., Dev], tasks: P
     with two.app() as app:
         assert app.result(task_id, timeout=20) == 5
     assert two.end(signal.SIGINT) == 0
-    assert (tasks.parent / ".krq").exists()
+    folder = tasks.parent / ".krq" / "logs"
+    assert f"krq.log, results.log in {folder}\n" in two.said
+    assert task_id in (folder / "krq.log").read_text() and task_id in (folder / "results.log").read_text()
 
 
 def test_a_server_that_dies_ends_dev(start: Callable[..., Dev], tasks: Path) -> None:

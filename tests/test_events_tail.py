@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,12 +17,13 @@ import pytest
 from harness import Servers
 
 import krq
-from krq import brokers, events
+from krq import brokers, events, watching
 from krq.brokers.base import Outgoing
 from krq.dev.valkey import ValkeyServer
 from krq.events import Entry
 from krq.info import Event
 from krq.outcome import ErrorInfo
+from krq.watching import Sieve
 
 
 def entry(n: int, **more: Any) -> Entry:
@@ -103,6 +105,27 @@ def test_goes_on_after_an_outage(server: str, request: pytest.FixtureRequest, va
             assert rest.result() == ["t2", "t3", "t4"]
 
 
+def test_so_many_a_second_and_how_many_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that are wanted; the rest is counted, and told once a second."""
+    now = [100.0]
+    monkeypatch.setattr(watching.time, "monotonic", lambda: now[0])
+    page = events.encode_page([events.encode_entry(entry(n, outcome="failed" if n % 2 else "success")) for n in range(20)])
+    sieve = Sieve(outcomes=["failed"], most=4)
+    assert sieve.turn() == []
+    assert [one.id for one in sieve.through(page)] == ["t1", "t3", "t5", "t7"]
+    assert sieve.through(page) == [] == sieve.through(b"nothing of ours") == sieve.turn()
+    now[0] += 1
+    (skipped,) = sieve.turn()
+    assert (skipped.outcome, skipped.data) == ("skipped", {"n": 16})
+    assert len(sieve.through(page)) == 4
+    now[0] += 1
+    assert [one.data for one in sieve.turn()] == [{"n": 6}]
+    now[0] += 1
+    assert sieve.turn() == []
+    assert len(Sieve().through(page)) == 20 and len(Sieve("add", ["success"]).through(page)) == 10
+    assert Sieve("mul").through(page) == [] == Sieve("mul").through(b"nothing of ours")
+
+
 def test_a_tail_that_is_left_open_keeps_no_process(servers: Servers) -> None:
     code = "import krq; app = krq.KRQ(); tail = app.events(); app.pause('mail'); print(next(tail).id)"
     done = subprocess.run([sys.executable, "-c", code], env=servers.environ, capture_output=True, text=True, timeout=20, check=True)
@@ -147,6 +170,30 @@ def test_the_lines(valkey: ValkeyServer, namespace: str) -> None:
     assert first == "success    add  t1  attempt 1  w  500 ms  [1,2]"
     assert second == "failed     add  t2  attempt 1  w  E: a [31m b  no more"
     assert third == "control    pause mail"
+
+
+def test_a_terminal_gets_what_can_be_read(valkey: ValkeyServer, namespace: str) -> None:
+    """Through a pipe all of it; on a terminal, or with --most, so many a second."""
+    servers = Servers(valkey.url, valkey.url, namespace)
+    with servers.app() as app:
+        publish(app, [entry(n) for n in range(500)])
+    words = ["-f", "--from-start", "--outcome", "success"]
+    with shell(servers, *words, "--most", "5") as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline().split() for _ in range(6)]
+        process.send_signal(signal.SIGINT)
+    assert [line[3] for line in lines[:5]] == ["t0", "t1", "t2", "t3", "t4"] and lines[5][1:3] == ["495", "more"]
+    with shell(servers, *words) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline().split()[3] for _ in range(500)][-1] == "t499"
+        process.send_signal(signal.SIGINT)
+    mine, theirs = os.openpty()
+    command = [sys.executable, "-P", "-m", "krq", "events", *words]
+    with subprocess.Popen(command, env=servers.environ, stdout=theirs, stderr=subprocess.DEVNULL) as terminal, os.fdopen(mine) as shown:
+        os.close(theirs)
+        lines = [shown.readline().split() for _ in range(101)]
+        terminal.send_signal(signal.SIGINT)
+    assert "t99" in lines[99] and lines[100][1:3] == ["400", "more"]
 
 
 @pytest.mark.parametrize("words", [["--from-start"], ["--outcome", "odd"]])

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Servers, Worker, ledger, until
+from harness import Servers, Worker, ledger, running, until
 
 import krq
 from krq import TaskCancelled, TaskStatus
@@ -21,16 +21,8 @@ from krq.errors import OptionError
 from krq.message import Message, claim, short_key
 from krq.modules.limits import interval
 
-
-@contextmanager
-def limited(servers: Servers, folder: Path, *names: str) -> Iterator[list[Worker]]:
-    """Workers of limits_app.py."""
-    workers = [Worker(servers, folder / f"{name}.log", name, script="limits_app.py") for name in names]
-    try:
-        yield [worker.ready() for worker in workers]
-    finally:
-        for worker in workers:
-            worker.close()
+#: workers of limits_app.py
+limited = partial(running, script="limits_app.py")
 
 
 def most_at_once(lines: list[list[str]]) -> int:
@@ -66,7 +58,7 @@ def idle(app: krq.KRQ) -> bool:
 
 def test_limits_hold_over_all_workers(servers: Servers, app: krq.KRQ, tmp_path: Path) -> None:
     three, each, rated, row = (tmp_path / name for name in ("three", "each", "rated", "row"))
-    with limited(servers, tmp_path, "a", "b") as workers:
+    with limited(servers, tmp_path, ["a", "b"]) as workers:
         sent = app.submit_many([{"task": "three", "args": [str(three), n]} for n in range(40)])
         sent += app.submit_many([
             {"task": "each", "args": [str(each), f"k{n % 5}"], "options": {"key": f"k{n % 5}"}} for n in range(30)
@@ -105,7 +97,7 @@ def check_rows(lines: list[list[str]]) -> None:
 
 def test_a_killed_workers_place_is_free(servers: Servers, app: krq.KRQ, tmp_path: Path) -> None:
     path = tmp_path / "alone"
-    with limited(servers, tmp_path, "a", "b") as workers:
+    with limited(servers, tmp_path, ["a", "b"]) as workers:
         first = app.submit("alone", str(path), "long")
         until(lambda: ledger(path), "it runs")
         rest = app.submit_many([{"task": "alone", "args": [str(path), f"n{n}"]} for n in range(4)])
@@ -124,7 +116,7 @@ def test_a_killed_workers_place_is_free(servers: Servers, app: krq.KRQ, tmp_path
 
 @pytest.fixture
 def worker(servers: Servers, tmp_path: Path) -> Iterator[Worker]:
-    with limited(servers, tmp_path, "w") as workers:
+    with limited(servers, tmp_path, ["w"]) as workers:
         yield workers[0]
 
 

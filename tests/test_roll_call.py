@@ -6,26 +6,19 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
-from harness import Servers, Worker, ledger, until
+from harness import Servers, ledger, running, until
 
 import krq
 from krq.errors import OptionError
 from krq.modules import _sticky
 
-
-@contextmanager
-def crew(servers: Servers, folder: Path, *names: str) -> Iterator[list[Worker]]:
-    workers = [Worker(servers, folder / f"{name}.log", name, script="flow_app.py") for name in names]
-    try:
-        yield [worker.ready() for worker in workers]
-    finally:
-        for worker in workers:
-            worker.close()
+#: workers of flow_app.py
+crew = partial(running, script="flow_app.py")
 
 
 def told(path: Path, what: str) -> Counter[str]:
@@ -38,7 +31,7 @@ def told(path: Path, what: str) -> Counter[str]:
 
 def test_a_stopped_worker_is_missing_within_the_timeout(servers: Servers, app: krq.KRQ, tmp_path: Path) -> None:
     path = str(tmp_path / "ledger")
-    with crew(servers, tmp_path, "w1", "w2", "w3") as workers:
+    with crew(servers, tmp_path, ["w1", "w2", "w3"]) as workers:
         pids = [workers[1].process.pid, *workers[1].children]
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
@@ -59,7 +52,7 @@ def test_a_stopped_worker_is_missing_within_the_timeout(servers: Servers, app: k
 
 def test_a_worker_that_dies_before_it_answers_is_missing(servers: Servers, app: krq.KRQ, tmp_path: Path) -> None:
     path = str(tmp_path / "ledger")
-    with crew(servers, tmp_path, "w1", "w2") as workers:
+    with crew(servers, tmp_path, ["w1", "w2"]) as workers:
         workers[1].process.send_signal(signal.SIGSTOP)
         for pid in workers[1].children:
             os.kill(pid, signal.SIGSTOP)
@@ -68,7 +61,7 @@ def test_a_worker_that_dies_before_it_answers_is_missing(servers: Servers, app: 
         until(lambda: roll.arrived() == ["w1"], "the other answers")
         assert list(roll.results(timeout=0.5)) == ["w1"]
         assert roll.missing() == ["w2"]
-        with crew(servers, tmp_path, "w3"):
+        with crew(servers, tmp_path, ["w3"]):
             second = app.broadcast("reload", [path, "v2"])
             until(lambda: {"w1", "w3"} <= set(second.arrived()), "both are called")
             assert roll.missing() == ["w2"], "who joins later is not called"
@@ -76,7 +69,7 @@ def test_a_worker_that_dies_before_it_answers_is_missing(servers: Servers, app: 
 
 
 def test_a_child_that_died_in_its_member_answers_when_it_is_back(servers: Servers, app: krq.KRQ, tmp_path: Path) -> None:
-    with crew(servers, tmp_path, "w1"):
+    with crew(servers, tmp_path, ["w1"]):
         assert app.broadcast("die_once", [str(tmp_path / "once")]).results(timeout=20) == {"w1": "alive"}
 
 
@@ -85,19 +78,19 @@ def test_a_child_that_died_in_its_member_answers_when_it_is_back(servers: Server
 
 def test_who_starts_later_is_told_once(servers: Servers, app: krq.KRQ, tmp_path: Path) -> None:
     path = tmp_path / "ledger"
-    with crew(servers, tmp_path, "w1"):
+    with crew(servers, tmp_path, ["w1"]):
         app.broadcast("reload", [str(path), "old"], sticky=True)
         roll = app.broadcast("reload", [str(path), "new"], sticky=True)
         assert roll.results(timeout=20) == {"w1": "w1 has new"}
         assert [(one.name, one.args[1]) for one in app.sticky()] == [("reload", "new")]
-        with crew(servers, tmp_path, "w2") as (second,):
+        with crew(servers, tmp_path, ["w2"]) as (second,):
             until(lambda: told(path, "new")["w2"] and not app.stats().processing, "it is told, and has answered")
             os.kill(second.children[0], signal.SIGKILL)
             until(lambda: told(path, "new")["w2"] == 2, "another life of it is told, too")
             assert roll.members.keys() == {"w1"}
             assert app.unstick("reload") is True
             assert (app.unstick("reload"), app.sticky()) == (False, [])
-            with crew(servers, tmp_path, "w3"):
+            with crew(servers, tmp_path, ["w3"]):
                 app.broadcast("reload", [str(path), "last"]).results(timeout=20)
     assert (told(path, "new"), told(path, "old")) == ({"w1": 1, "w2": 2}, {"w1": 1})
     assert set(told(path, "last")) == {"w1", "w2", "w3"}
@@ -108,7 +101,7 @@ def test_who_starts_later_is_told_once(servers: Servers, app: krq.KRQ, tmp_path:
 def test_the_caller_and_the_newcomer_send_one_task(servers: Servers, app: krq.KRQ, tmp_path: Path) -> None:
     """Both see each other where a worker registers between the note and the roll."""
     path = tmp_path / "ledger"
-    with crew(servers, tmp_path, "w1"):
+    with crew(servers, tmp_path, ["w1"]):
         (worker,) = app.workers()
         app.broadcast("reload", [str(path), "v1"], sticky=True).results(timeout=20)
         (kept,) = _sticky.kept(app)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Servers, Worker, ledger, until
+from harness import Servers, Worker, ledger, running, until
 from shard import HOUR, Shard, now_ms
 
 import krq
@@ -213,11 +213,8 @@ def test_children_have_limits() -> None:
 
 @pytest.fixture
 def worker(servers: Servers, tmp_path: Path) -> Iterator[Worker]:
-    worker = Worker(servers, tmp_path / "w.log", script="flow_app.py")
-    try:
-        yield worker.ready()
-    finally:
-        worker.close()
+    with running(servers, tmp_path, script="flow_app.py") as (worker,):
+        yield worker
 
 
 def counts(path: Path) -> Counter[str]:
@@ -289,25 +286,18 @@ def test_it_may_die_between_its_children_and_its_end(
     servers = Servers(valkey.url, valkey.url, namespace, heartbeat=0.3, lease=3)
     with servers.app() as app:
         monkeypatch.setenv(VARIABLE, f"{point}:kill@{fired}")
-        worker = Worker(servers, tmp_path / "w.log", script="flow_app.py").ready()
-        try:
+        with running(servers, tmp_path, script="flow_app.py"):
             handle = app.submit("parent", str(path))
             assert handle.result(timeout=30) == "made 3"
             until(fired.exists, "it has died")
-        finally:
-            worker.close()
     assert {line[2] for line in ledger(path) if line[0] == "C"} == {f"{handle.id}.{n}" for n in (1, 2, 3)}
 
 
-def test_its_worker_may_die_at_any_time(servers: Servers, app: krq.KRQ, tmp_path: Path) -> None:
+def test_its_worker_may_die_at_any_time(app: krq.KRQ, worker: Worker, tmp_path: Path) -> None:
     path = tmp_path / "ledger"
-    worker = Worker(servers, tmp_path / "w.log", script="flow_app.py").ready()
-    try:
-        handles = [app.submit("parent", str(path)) for _ in range(20)]
-        until(lambda: len(ledger(path)) > 25, "it is in the middle")
-        os.kill(worker.children[0], signal.SIGKILL)
-        assert app.results([handle.id for handle in handles], timeout=40) == ["made 3"] * 20
-    finally:
-        worker.close()
+    handles = [app.submit("parent", str(path)) for _ in range(20)]
+    until(lambda: len(ledger(path)) > 25, "it is in the middle")
+    os.kill(worker.children[0], signal.SIGKILL)
+    assert app.results([handle.id for handle in handles], timeout=40) == ["made 3"] * 20
     ran = {line[2] for line in ledger(path) if line[0] == "C"}
     assert ran == {f"{handle.id}.{n}" for handle in handles for n in (1, 2, 3)}, "no child has been made twice"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Servers, Worker, ledger
+from harness import Servers, Worker, ledger, running
 from shard import Shard
 
 import krq
@@ -132,11 +132,8 @@ def test_without_a_worker_nobody_keeps_them() -> None:
 
 @pytest.fixture
 def worker(servers: Servers, tmp_path: Path) -> Iterator[Worker]:
-    worker = Worker(servers, tmp_path / "w.log", script="flow_app.py")
-    try:
-        yield worker.ready()
-    finally:
-        worker.close()
+    with running(servers, tmp_path, script="flow_app.py") as (worker,):
+        yield worker
 
 
 def lines(path: Path) -> Sequence[Sequence[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import time
@@ -38,6 +39,14 @@ def boom(text: str) -> None:
 @app.task
 def echo(value: Any) -> Any:
     return value
+
+
+@app.task
+def say(lines: list[str]) -> None:
+    """Prints and logs them."""
+    for line in lines:
+        print(line)
+        logging.getLogger(line).warning(line)
 
 
 @app.task

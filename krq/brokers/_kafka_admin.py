@@ -22,6 +22,7 @@ _NO_MARKS: Mapping[tuple[str, int], int] = MappingProxyType({})
 _PAUSE = 0.1  # seconds between two attempts
 _LEAST = 2.0  # seconds an attempt gets at least
 _UNKNOWN_TOPIC = kafka_errors.UnknownTopicOrPartitionError.errno
+_LOGS_TIME, _LOGS_BYTES = 3600, 64 * 1024 * 1024  # what tasks log is kept for so long at least; bytes of a partition
 _MOVED = (kafka_errors.NotCoordinatorError, kafka_errors.CoordinatorNotAvailableError)  # else asked again for ever
 _EXISTS = kafka_errors.TopicAlreadyExistsError.errno
 
@@ -154,7 +155,7 @@ class Admin:
                 there.add(found["name"])
             elif found["error_code"] != _UNKNOWN_TOPIC:
                 raise kafka_errors.for_code(found["error_code"])(found["name"])
-        wanted = {topic: self._settings(partitions) for topic in topics if topic not in there}
+        wanted = {topic: self._settings(topic, partitions) for topic in topics if topic not in there}
         if wanted:
             answer = client.create_topics(wanted, timeout_ms=int(max(timeout, _LEAST) * 1000), raise_errors=False)
             for result in answer["topics"]:
@@ -163,16 +164,19 @@ class Admin:
                 elif result["error_code"]:
                     raise kafka_errors.for_code(result["error_code"])(result["error_message"] or result["name"])
             client.wait_for_topics(list(wanted), timeout_ms=int(max(timeout, _LEAST) * 1000))
-        self._check_retention(client, sorted(there - self._warned))
+        self._check_retention(client, sorted(there - self._warned - {self._clients.config.logs_topic}))
 
-    def _settings(self, partitions: int | None) -> dict[str, Any]:
+    def _settings(self, topic: str, partitions: int | None) -> dict[str, Any]:
         config = self._clients.config
+        kept = {"retention.ms": "-1", "retention.bytes": "-1"}
+        if topic == config.logs_topic:
+            most = max(_LOGS_TIME, int(config.result_ttl))
+            kept = {"retention.ms": str(most * 1000), "retention.bytes": str(_LOGS_BYTES), "segment.bytes": str(_LOGS_BYTES // 4)}
         return {
             "num_partitions": partitions or config.partitions,
             "replication_factor": config.replication,
             "configs": {
-                "retention.ms": "-1",
-                "retention.bytes": "-1",
+                **kept,
                 "cleanup.policy": "delete",
                 "max.message.bytes": str(config.max_message_bytes + HEADROOM),
             },

@@ -42,6 +42,7 @@ _CHUNK_BYTES = 4 * 1024 * 1024
 _PAGE = 1000
 _COUNTED = 100_000  # entries that are counted one by one, at most
 _PAUSE = 0.1  # seconds between two attempts to connect
+_LOGS = 5_000  # records of the topic of what tasks log, about
 
 
 class StreamsBroker:
@@ -216,7 +217,8 @@ class StreamsBroker:
             return [error] * len(records)
         pipeline: Any = client.pipeline(transaction=False)
         for record in records:
-            pipeline.execute_command("XADD", record.topic, "*", *_fields(record))
+            bound = ("MAXLEN", "~", _LOGS) if record.topic == self.config.logs_topic else ()
+            pipeline.execute_command("XADD", record.topic, *bound, "*", *_fields(record))
         try:
             replies = pipeline.execute(raise_on_error=False)
         except RedisError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import time
@@ -181,6 +182,8 @@ def _describe(stack: Stack, target: str | None) -> None:
         click.echo(f"{_title(titles[server.name])}{_runs(server)}")
     kept = "removed at the end; --keep keeps it" if stack.temporary else "kept for the next start"
     click.echo(f"{_title('Data')}{stack.data} ({kept})")
+    if target is not None:
+        click.echo(f"{_title('Logs')}krq.log, results.log in {os.environ.get('KRQ_LOG_DIR', stack.logs)}")
     needed = exports(stack)
     click.echo("\nIn another terminal:")
     if needed:

@@ -9,14 +9,17 @@ from typing import Any
 import click
 import msgspec
 
+from krq import phrases
 from krq.cli import text
 from krq.cli.target import connected
+from krq.cli.watching import watched
 from krq.config import mask
 from krq.core import KRQ
-from krq.info import Arguments, QueueStats, Stats, TaskInfo
+from krq.info import QueueStats, Stats, TaskInfo
+from krq.rates import WINDOWS
 from krq.states import TaskStatus
 
-NUMBERS = ("READY", "SCHEDULED", "BACKLOG", "SUCCEEDED", "FAILED", "CANCELLED", "RETRIED")
+NUMBERS = ("READY", "DELAYED", "BACKLOG", "PER S", "SUCCEEDED", "FAILED", "CANCELLED", "RETRIED")
 
 name_option = click.option("--name", metavar="TASK", help="Only tasks of this name.")
 
@@ -24,11 +27,12 @@ name_option = click.option("--name", metavar="TASK", help="Only tasks of this na
 @click.command(short_help="Numbers of each queue and of all.")
 @text.json_option
 @connected
+@watched
 def stats(app: KRQ, as_json: bool) -> None:
     """Numbers of each queue and of all.
 
-    READY waits for a worker, SCHEDULED for its time, BACKLOG in the log ("?": the broker does not answer);
-    what is parked waits for a limit of its task.
+    READY waits for a worker, DELAYED for its time, BACKLOG in the log ("?": the broker does not answer);
+    what is parked waits for a limit of its task. PER S is how many ended in a second of the last minute.
 
     \b
     Example:
@@ -51,21 +55,24 @@ def _queue_row(queue: QueueStats) -> list[Any]:
     backlog = "?" if queue.backlog < 0 else queue.backlog
     notes = ["paused"] * queue.paused + [f"{queue.parked:,} parked"] * (queue.parked > 0)
     paused = text.Styled(", ".join(notes), "yellow") if notes else text.Styled(" ", None)
-    return [queue.queue, queue.ready, queue.scheduled, backlog, queue.succeeded, queue.failed, queue.cancelled, queue.retried, paused]
+    rate = phrases.rate(queue.rates[0])
+    return [queue.queue, queue.ready, queue.scheduled, backlog, rate, queue.succeeded, queue.failed, queue.cancelled, queue.retried, paused]
 
 
 def _summary(found: Stats) -> str:
+    rates = [f"{phrases.rate(rate)} in {window // 60} min" for rate, window in zip(found.rates, WINDOWS, strict=True)]
     parts = [text.count(found.workers, "worker"), f"{found.processing:,} processing", f"{found.waiting:,} waiting for others"]
     if found.dead:
         parts.append(click.style(text.count(found.dead, "dead letter"), fg="red"))
     if found.outbox:
         parts.append(f"{found.outbox:,} ended but not logged yet")
-    return ", ".join(parts)
+    return ", ".join(parts) + (f"\nper second: {' · '.join(rates)}" if found.queues else "")
 
 
 @click.command(short_help="The live workers.")
 @text.json_option
 @connected
+@watched
 def workers(app: KRQ, as_json: bool) -> None:
     """The live workers: a line for each of their processes.
 
@@ -93,6 +100,7 @@ def workers(app: KRQ, as_json: bool) -> None:
 @text.limit_option
 @text.json_option
 @connected
+@watched
 def pending(app: KRQ, name: str | None, limit: int, as_json: bool) -> None:
     """Tasks that are queued or being processed.
 
@@ -125,6 +133,7 @@ def _running(one: TaskInfo) -> str:
 @text.limit_option
 @text.json_option
 @connected
+@watched
 def recent(app: KRQ, status: str | None, name: str | None, limit: int, as_json: bool) -> None:
     """Tasks that have ended, the latest first.
 
@@ -148,11 +157,7 @@ def recent(app: KRQ, status: str | None, name: str | None, limit: int, as_json: 
 def _end(one: TaskInfo) -> str:
     if one.status is TaskStatus.SUCCESS:
         return msgspec.json.encode(one.result).decode()
-    return _error(one)
-
-
-def _error(one: TaskInfo) -> str:
-    return "" if one.error is None else f"{one.error.type}: {one.error.message}" if one.error.message else one.error.type
+    return phrases.error(one.error)
 
 
 @click.command(short_help="Tasks that wait for their time, the next first.")
@@ -160,6 +165,7 @@ def _error(one: TaskInfo) -> str:
 @text.limit_option
 @text.json_option
 @connected
+@watched
 def delayed(app: KRQ, name: str | None, limit: int, as_json: bool) -> None:
     """Tasks that wait for their time (a delay, an ETA, the back-off before another attempt), the next first.
 
@@ -170,7 +176,7 @@ def delayed(app: KRQ, name: str | None, limit: int, as_json: bool) -> None:
     found = sorted(app.tasks(TaskStatus.SCHEDULED, name, limit), key=lambda one: one.due or 0)
     if _empty_or_json(found, as_json, "No task is scheduled."):
         return
-    rows = [[one.id, one.name, one.queue, one.attempt, text.until(one.due), text.ago(one.sent), _error(one)] for one in found]
+    rows = [[one.id, one.name, one.queue, one.attempt, text.until(one.due), text.ago(one.sent), phrases.error(one.error)] for one in found]
     text.print_table(("ID", "TASK", "QUEUE", "ATTEMPT", "DUE", "SENT", "LAST ERROR"), rows, right=("ATTEMPT",))
     _more(found, limit)
 
@@ -194,6 +200,7 @@ def _more(found: Sequence[Any], limit: int) -> None:
 @text.json_option
 @click.option("--log", "-v", "with_log", is_flag=True, help="Also the last lines of each one's log.")
 @connected
+@watched
 def failures(app: KRQ, limit: int, as_json: bool, with_log: bool) -> None:
     """Workers that ended without being asked to, the latest first; HELD tasks were given to others.
 
@@ -234,16 +241,10 @@ def task(app: KRQ, task_id: str, as_json: bool) -> None:
         if value:
             click.echo(f"{label:<10}{value}")
     if given is not None and (given.args or given.kwargs):
-        click.echo(f"{'Arguments':<10}{text.cell(_arguments(given)).text}")
+        click.echo(f"{'Arguments':<10}{text.cell(phrases.arguments(given)).text}")
     text.print_attempts(attempts)
     if one.error is not None and one.error.traceback:
         click.echo("\n" + text.printable(one.error.traceback.rstrip()))
-
-
-def _arguments(given: Arguments) -> str:
-    """As in a call: ``1, "a", y=2``."""
-    parts = [msgspec.json.encode(value).decode() for value in given.args]
-    return ", ".join([*parts, *(f"{name}={msgspec.json.encode(value).decode()}" for name, value in given.kwargs.items())])
 
 
 def _details(one: TaskInfo) -> list[tuple[str, str]]:
@@ -253,8 +254,8 @@ def _details(one: TaskInfo) -> list[tuple[str, str]]:
     attempts += f", {text.count(one.interruptions, 'interruption')}" if one.interruptions else ""
     return [
         ("ID", one.id), ("Task", text.cell(one.name).text), ("Status", text.status(one.status)), ("Waits for", one.waits_for),
-        ("Result", msgspec.json.encode(one.result).decode() if one.status is TaskStatus.SUCCESS else ""),
-        ("Error", text.cell(_error(one)).text if one.error else ""),
+        ("Result", text.cell(msgspec.json.encode(one.result).decode()).text if one.status is TaskStatus.SUCCESS else ""),
+        ("Error", text.cell(phrases.error(one.error)).text if one.error else ""),
         ("Progress", f"{one.progress[0]}/{one.progress[1]}" if one.progress else ""),
         ("Queue", text.cell(one.queue).text), ("Priority", str(one.priority or "")),
         ("Attempt", attempts if one.attempt else ""), ("Worker", one.worker),

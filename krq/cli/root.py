@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from krq.cli import act, dead, dev, events, limits, look, schedules, submit, tree, web, why, worker
+from krq.cli import act, completion, dashboard, dead, dev, events, limits, logs, look, schedules, submit, tree, web, why, worker
 from krq.cli.text import cell, fail
 from krq.errors import KRQError, TaskFailed
 from krq.version import __version__
@@ -23,7 +23,10 @@ class Root(click.Group):
 
     sections = (
         ("Run", ("worker", "dev")),
-        ("Look", ("stats", "workers", "pending", "recent", "delayed", "task", "why", "tree", "events", "dead", "failures", "web")),
+        ("Look", (
+            "stats", "workers", "pending", "recent", "delayed", "task", "why", "tree", "logs", "events", "dead", "failures",
+            "dashboard", "web",
+        )),
         ("Act", ("submit", "cancel", "retry", "pause", "resume", "purge", "clear", "schedules", "limits")),
     )
 
@@ -52,14 +55,17 @@ def root(ctx: click.Context) -> None:
 
     The servers come from --broker, --backend and --namespace, else from KRQ_BROKER, KRQ_BACKEND and KRQ_NAMESPACE,
     else they are Kafka at localhost:9092 and Redis at localhost:6379.
+
+    Exit codes: 0, done; 1, it failed, told in one line on stderr; 2, wrong usage; 130, Ctrl-C.
     """
     if os.environ.get("NO_COLOR"):
         ctx.color = False
 
 
-for module in (worker, dev, look, why, tree, events, dead, submit, act, schedules, limits, web):
+for module in (worker, dev, look, why, tree, logs, events, dead, submit, act, schedules, limits, dashboard, web, completion):
     for command in module.COMMANDS:
         root.add_command(command)
+completion.wire(root)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -53,7 +53,7 @@ def _next(one: ScheduleInfo) -> Any:
 @click.option("--tz", metavar="ZONE", help="Time zone of --cron, such as Europe/Berlin; else UTC.")
 @click.option("--args", "raw_args", metavar="JSON", help="Arguments, as a JSON list: '[1, 2]'.")
 @click.option("--kwargs", "raw_kwargs", metavar="JSON", help='Keyword arguments, as a JSON object: \'{"x": 1}\'.')
-@click.option("--queue", "-q", help="Queue; else the task's own (with --app), else the default one.")
+@click.option("--queue", "-q", metavar="QUEUE", help="Queue; else the task's own (with --app), else the default one.")
 @click.option("--catch-up", type=float, metavar="SECONDS", help="Make up for ticks missed within so long; else 300.")
 @click.option("--paused", is_flag=True, default=None, help="Do not fire until `krq schedules resume`.")
 @connected

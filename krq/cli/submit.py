@@ -14,10 +14,10 @@ from krq.core import KRQ
 
 
 @click.command(short_help="Send a task, and wait for its result if you like.", context_settings={"ignore_unknown_options": True})
-@click.argument("name")
+@click.argument("name", metavar="TASK")
 @click.argument("args", nargs=-1, metavar="[ARG]...", type=click.UNPROCESSED)
 @click.option("--kwargs", metavar="JSON", help='Keyword arguments, as a JSON object: \'{"x": 1}\'.')
-@click.option("--queue", "-q", help="Queue; else the task's own (with --app), else the default one.")
+@click.option("--queue", "-q", metavar="QUEUE", help="Queue; else the task's own (with --app), else the default one.")
 @click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Run it so many seconds from now.")
 @click.option("--wait", type=click.FloatRange(min=0), is_flag=False, flag_value=math.inf, metavar="[SECONDS]",
               help="Wait for the end (for ever, or so long) and print the result. Give it last.")

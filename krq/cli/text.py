@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import msgspec
 
 from krq.info import AttemptInfo
+from krq.phrases import COLOURS, Styled, ago, between, clock, coarse, count, error, one_line, printable, until
 from krq.states import TaskStatus
 
-COLOURS = {
-    TaskStatus.SUCCESS: "green", TaskStatus.FAILED: "red", TaskStatus.CANCELLED: "yellow", TaskStatus.PROCESSING: "cyan",
-}
-_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
+__all__ = [
+    "Styled", "ago", "between", "cell", "clock", "coarse", "count", "fail", "json_option", "limit_option", "print_attempts", "print_json",
+    "print_table", "printable", "status", "until",
+]
+
 #: the last column keeps at least so many characters, however narrow the terminal
 _LEAST = 20
 
@@ -35,13 +35,6 @@ def fail(message: str) -> int:
     """Tell an error on stderr; returns the exit code for it."""
     click.echo(f"{click.style('Error:', fg='red')} {printable(message)}", err=True)
     return 1
-
-
-class Styled(NamedTuple):
-    """A cell in a colour of its own."""
-
-    text: str
-    colour: str | None
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[str] = ()) -> None:
@@ -61,8 +54,7 @@ def print_attempts(attempts: Sequence[AttemptInfo]) -> None:
     if not attempts:
         return
     rows = [
-        [one.attempt, one.outcome, one.worker, ago(one.finished), between(one.started, one.finished),
-         f"{one.error.type}: {one.error.message}" if one.error else one.cause]
+        [one.attempt, one.outcome, one.worker, ago(one.finished), between(one.started, one.finished), error(one.error) or one.cause]
         for one in attempts
     ]
     click.echo()
@@ -73,9 +65,8 @@ def cell(value: Any) -> Styled:
     """Any value as one line without control characters; None and "" as a dash."""
     if isinstance(value, TaskStatus):
         return Styled(value.value, COLOURS.get(value))
-    text, colour = value if isinstance(value, Styled) else (value, None)
-    plain = "" if text is None else "".join(char if char.isprintable() else " " for char in str(text))
-    return Styled(plain or "-", colour)
+    text, colour, _ = value if isinstance(value, Styled) else (value, None, False)
+    return Styled(one_line(text) or "-", colour)
 
 
 def _fit(one: Styled, width: int, right: bool) -> str:
@@ -85,58 +76,6 @@ def _fit(one: Styled, width: int, right: bool) -> str:
     return gap + shown if right else shown + gap
 
 
-def printable(text: str) -> str:
-    """Text from elsewhere, without what could steer a terminal; line ends stay."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "�" for char in text)
-
-
 def status(value: TaskStatus) -> str:
     """A status in its colour."""
     return click.style(value.value, fg=COLOURS[value]) if value in COLOURS else value.value
-
-
-def span(seconds: float) -> str:
-    """A length of time: ``3 ms``, ``1.2 s``, ``5 min``, ``3 h``, ``2 d``."""
-    if seconds < 1:
-        return f"{max(0.0, seconds) * 1000:.0f} ms"
-    return f"{seconds:.1f} s" if seconds < 10 else coarse(seconds)
-
-
-def coarse(seconds: float) -> str:
-    """The same in whole units, seconds at least."""
-    for size, unit in _UNITS:
-        if seconds >= size:
-            return f"{int(seconds / size)} {unit}"
-    return f"{int(seconds)} s"
-
-
-def ago(moment: float | None) -> str:
-    """A time of the past, seen from now."""
-    if moment is None:
-        return ""
-    seconds = time.time() - moment
-    return "now" if seconds < 1 else f"{coarse(seconds)} ago"
-
-
-def until(moment: float | None) -> str:
-    """A time of the future, seen from now."""
-    if moment is None:
-        return ""
-    seconds = moment - time.time()
-    return "now" if seconds < 1 else f"in {coarse(seconds)}"
-
-
-def between(start: float | None, end: float | None) -> str:
-    """The time from one moment to another, "" where one is missing."""
-    return "" if start is None or end is None else span(end - start)
-
-
-def clock(moment: float) -> str:
-    """A moment as local date and time, and how long ago."""
-    shown = datetime.fromtimestamp(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    return f"{shown} ({ago(moment) if moment <= time.time() else until(moment)})"
-
-
-def count(number: int, noun: str) -> str:
-    """``1 task``, ``2 tasks``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

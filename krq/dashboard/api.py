@@ -69,6 +69,7 @@ class Api:
             Rule("GET", "/api/events", Role.VIEW, self.events),
             Rule("GET", "/api/tasks", Role.VIEW, self.tasks),
             Rule("GET", "/api/task", Role.VIEW, self.task),
+            Rule("GET", "/api/logs", Role.VIEW, self.logs),
             Rule("GET", "/api/workflow", Role.VIEW, self.workflow),
             Rule("GET", "/api/workflows", Role.VIEW, self.workflows),
             Rule("GET", "/api/workers", Role.VIEW, self.workers),
@@ -176,6 +177,11 @@ class Api:
             return answer(await self._watch.shared(f"task {task_id}", lambda: detail.known(self._app, task_id)))
         except TaskNotFound:
             return answer(await self._watch.shared(f"log {task_id}", lambda: detail.logged(self._app, task_id), slow=True))
+
+    async def logs(self, request: Request) -> Response:
+        """What one task has logged and printed, as Redis keeps it; nothing of a task that it does not know."""
+        task_id = query(request, OneQuery).id
+        return answer(await self._watch.shared(f"lines {task_id}", lambda: detail.lines(self._app, task_id)))
 
     async def workflow(self, request: Request) -> Response:
         """The graph around one task."""

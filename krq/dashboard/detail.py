@@ -12,6 +12,8 @@ from krq.dashboard.shapes import LONG, preview, result, row
 from krq.info import Arguments, Story, TaskInfo
 from krq.states import TaskStatus
 
+#: characters of lines that a task's page shows
+LINES_TEXT = 100_000
 #: dependencies and dependents that a task's page lists
 MOST = 100
 
@@ -25,6 +27,17 @@ def known(app: KRQ, task_id: str) -> dict[str, Any]:
 def logged(app: KRQ, task_id: str) -> dict[str, Any]:
     """The same of a task that the log alone knows: seconds, with some brokers. Raises ``TaskNotFound``."""
     return _page(app, app.why(task_id))
+
+
+def lines(app: KRQ, task_id: str) -> dict[str, Any]:
+    """The newest lines of a task: one question, and a bounded answer."""
+    found, room = [], LINES_TEXT
+    for line in reversed(app.logs(task_id, log_too=False)):
+        room -= len(line.text)
+        if room < 0:
+            break
+        found.append({name: getattr(line, name) for name in line.__struct_fields__})
+    return {"lines": found[::-1], "cut": room < 0}
 
 
 def _page(app: KRQ, story: Story) -> dict[str, Any]:

@@ -13,6 +13,7 @@ TEXT: Schema = {"type": "string"}
 NUMBER: Schema = {"type": "number"}
 WHOLE: Schema = {"type": "integer"}
 TIME: Schema = {"type": ["number", "null"], "description": "Unix seconds"}
+RATES: Schema = {"type": "array", "items": NUMBER, "description": "Tasks a second over the last 1, 5 and 15 minutes"}
 STATUS: Schema = {"type": "string", "enum": [status.value for status in TaskStatus]}
 
 
@@ -82,10 +83,11 @@ def schemas() -> dict[str, Schema]:
         ),
         "Node": shape("*", id=TEXT, name=TEXT, status={"oneOf": [{"type": "null"}, STATUS]}),
         "Moment": shape("*", at=TIME, kind=TEXT, text=TEXT),
+        "Line": shape("*", at=NUMBER, attempt=WHOLE, worker=TEXT, text=TEXT, stream=TEXT, level=TEXT, logger=TEXT),
         "Reason": shape("*", code=TEXT, text=TEXT, id=TEXT, since=TIME, until=TIME),
         "Queue": shape(
             "*", queue=TEXT, ready=WHOLE, parked=WHOLE, scheduled=WHOLE, backlog=WHOLE, admitted=WHOLE, succeeded=WHOLE, failed=WHOLE,
-            cancelled=WHOLE, retried=WHOLE, handed_back=WHOLE, paused={"type": "boolean"},
+            cancelled=WHOLE, retried=WHOLE, handed_back=WHOLE, paused={"type": "boolean"}, rates=RATES, failure_rates=RATES,
         ),
         "Worker": shape(
             "*", id=TEXT, incarnation=TEXT, host=TEXT, pid=WHOLE, queues=listed(TEXT), slots=WHOLE, busy=WHOLE, succeeded=WHOLE,
@@ -96,9 +98,9 @@ def schemas() -> dict[str, Schema]:
             host=TEXT,
         ),
         "Overview": shape(
-            "*", at=NUMBER, totals={"type": "object", "additionalProperties": WHOLE}, rates={"type": "object"}, latency={"type": "object"},
-            queues=listed(ref("Queue")), workers=listed(ref("Worker")), failed=listed(ref("Row")), deaths=listed(ref("Death")),
-            points=listed({"type": "array"}),
+            "*", at=NUMBER, totals={"type": "object", "additionalProperties": WHOLE}, rates=RATES, failure_rates=RATES,
+            latency={"type": "object"}, queues=listed(ref("Queue")), workers=listed(ref("Worker")), failed=listed(ref("Row")),
+            deaths=listed(ref("Death")), points=listed({"type": "array"}),
         ),
         "Letter": shape(
             "*", ref=TEXT, reason=TEXT, code=TEXT, at=NUMBER, queue=TEXT, partition=WHOLE, offset={"type": ["integer", "string"]}, id=TEXT,
@@ -141,6 +143,8 @@ def looks() -> dict[str, Any]:
         "/api/tasks": get("A page of a list of tasks.", shape(
             "*", tasks=listed(ref("Row")), cursor={"type": ["string", "null"]}, looked=WHOLE), parameters=tasks),
         "/api/task": get("One task with its story; task is null where the log alone knows it.", detail, 404, parameters=one),
+        "/api/logs": get("What one task has logged and printed, the newest lines; cut where there were more.", shape(
+            "*", lines=listed(ref("Line")), cut={"type": "boolean"}), parameters=one),
         "/api/workflow": get("The tasks that hang together with one.", shape(
             "*", id=TEXT, cut={"type": "boolean"}, nodes=listed(ref("Node")), edges=listed(listed(TEXT)), children=listed(listed(TEXT)),
         ), 404, parameters=one),

@@ -1,73 +1,21 @@
-"""What the pages get: numbers, lists, one task with its story. Values only; asking is done here, deciding nothing."""
+"""What the pages get: numbers, lists, one task with its story. Values only; deciding nothing."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
-from krq.core import KRQ
 from krq.events import DeadLetter
-from krq.info import Latency, Stats, TaskFilter, TaskInfo, WorkerFailure, WorkerInfo
+from krq.info import TaskInfo
+from krq.looking import Point, Seen
 from krq.masking import masked, record
 from krq.message import reread
 from krq.states import TaskStatus
 
 #: characters of a result in a list, and of one on its own page
 SHORT, LONG = 160, 100_000
-WINDOWS = ((60, "1m"), (300, "5m"), (900, "15m"))
-
-
-class Seen(NamedTuple):
-    """One look at all numbers."""
-
-    at: float
-    stats: Stats
-    workers: list[WorkerInfo]
-    latency: Latency
-    failed: list[TaskInfo]
-    deaths: list[WorkerFailure]
-
-
-class Point(NamedTuple):
-    """What a look leaves for the charts. Rates are tasks a second since the point before."""
-
-    at: float
-    succeeded: int
-    failed: int
-    done_rate: float | None
-    failed_rate: float | None
-    ready: int
-    processing: int
-    scheduled: int
-    waiting: int
-    run: float | None
-    wait: float | None
-
-
-def look(app: KRQ) -> Seen:
-    """Ask Redis for all numbers: a bounded number of round trips, whatever the number of tasks."""
-    inspector = app.inspector
-    return Seen(
-        time.time(), inspector.stats(backlog=False), inspector.workers(), inspector.latency(),
-        inspector.page(TaskFilter(status=TaskStatus.FAILED), limit=6).tasks, inspector.failures(5),
-    )
-
-
-def point(seen: Seen, before: Point | None) -> Point:
-    """A look as a point of the charts."""
-    queues = seen.stats.queues.values()
-    succeeded, failed = sum(queue.succeeded for queue in queues), sum(queue.failed for queue in queues)
-    passed = seen.at - before.at if before is not None else 0.0
-    return Point(
-        round(seen.at, 2), succeeded, failed,
-        round(max(0, succeeded - before.succeeded) / passed, 2) if before is not None and passed > 0 else None,
-        round(max(0, failed - before.failed) / passed, 2) if before is not None and passed > 0 else None,
-        sum(queue.ready for queue in queues), seen.stats.processing, sum(queue.scheduled for queue in queues), seen.stats.waiting,
-        seen.latency.run, seen.latency.wait,
-    )
 
 
 def overview(seen: Seen, history: Sequence[Point], backlog: Mapping[str, int], *, whole: bool) -> dict[str, Any]:
@@ -83,7 +31,7 @@ def overview(seen: Seen, history: Sequence[Point], backlog: Mapping[str, int], *
             "backlog": -1 if -1 in backlogs else sum(backlogs), "workers": stats.workers,
             "slots": sum(worker.slots for worker in seen.workers), "busy": sum(worker.busy for worker in seen.workers),
         },
-        "rates": rates(history),
+        "rates": stats.rates, "failure_rates": stats.failure_rates,
         "latency": seen.latency,
         "queues": [msgspec.structs.replace(queue, backlog=backlog.get(name, -1)) for name, queue in stats.queues.items()],
         "workers": seen.workers,
@@ -91,17 +39,6 @@ def overview(seen: Seen, history: Sequence[Point], backlog: Mapping[str, int], *
         "deaths": [msgspec.structs.replace(death, tail=[]) for death in seen.deaths],
         "points": list(history) if whole else [last],
     }
-
-
-def rates(history: Sequence[Point]) -> dict[str, Any]:
-    """Tasks a second over 1, 5 and 15 minutes, or as long as somebody has looked."""
-    last, found = history[-1], {}
-    for seconds, name in WINDOWS:
-        first = next((one for one in history if one.at >= last.at - seconds), last)
-        passed = last.at - first.at
-        done = last.succeeded + last.failed - first.succeeded - first.failed
-        found[name] = {"rate": round(max(0, done) / passed, 2) if passed > 0 else 0.0, "seconds": round(passed)}
-    return found
 
 
 def row(info: TaskInfo) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from krq import looking
 from krq.core import KRQ
 from krq.dashboard import shapes
 from krq.dashboard.answers import described
@@ -49,7 +50,7 @@ class Watch:
         self._answers: OrderedDict[str, tuple[float, asyncio.Task[bytes]]] = OrderedDict()
         self._listeners: set[asyncio.Queue[bytes]] = set()
         self._poller: asyncio.Task[None] | None = None
-        self._history: deque[shapes.Point] = deque(maxlen=HISTORY)
+        self._history: deque[looking.Point] = deque(maxlen=HISTORY)
         self._backlog: dict[str, int] = {}
         self._asked = 0.0
         self._asking: asyncio.Task[None] | None = None
@@ -93,8 +94,8 @@ class Watch:
 
     async def _look(self, *, whole: bool) -> bytes:
         self._ask_broker()
-        seen: shapes.Seen = await self.threaded(lambda: shapes.look(self._app))
-        point = shapes.point(seen, self._history[-1] if self._history else None)
+        seen: looking.Seen = await self.threaded(lambda: looking.look(self._app.inspector))
+        point = looking.point(seen, self._history[-1] if self._history else None)
         if not self._history or point.at - self._history[-1].at > INTERVAL / 2:
             self._history.append(point)
         return _encode(shapes.overview(seen, self._history, self._backlog, whole=whole))

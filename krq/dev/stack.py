@@ -53,6 +53,11 @@ class Stack:
         return self.valkey.url
 
     @property
+    def logs(self) -> Path:
+        """Where its workers write ``krq.log`` and ``results.log``, unless they are told otherwise."""
+        return self.data / "logs"
+
+    @property
     def environment(self) -> dict[str, str]:
         """The variables that lead ``KRQ()`` here."""
         return {"KRQ_BROKER": self.broker, "KRQ_BACKEND": self.backend}
@@ -140,7 +145,7 @@ class Workers:
             [sys.executable, "-I", "-S", str(GUARD), Server.guard, str(os.getpid()),
              # -P: the working directory comes to sys.path once KRQ is loaded, so that no queue.py there hides Python's
              sys.executable, "-P", "-m", "krq", "worker", *self._arguments],
-            env={**os.environ, **self._stack.environment},
+            env={"KRQ_LOG_DIR": str(self._stack.logs), **os.environ, **self._stack.environment},
             stdin=subprocess.PIPE if Server.guard == "pipe" else subprocess.DEVNULL,
             start_new_session=True,
         )

@@ -6,19 +6,17 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import msgspec
 
 from krq import message
-from krq.call import Call, Definition, Sender
-from krq.config import Config
+from krq.call import Call, Definition
 from krq.errors import AppClosed, KRQError, OptionError
-from krq.hooks import Module, known_options
+from krq.hooks import known_options
 from krq.info import StickyInfo, WorkerInfo
-from krq.registry import Registry
-from krq.store.client import Store
+from krq.modules import _app
 
 log = logging.getLogger("krq.broadcast")
 
@@ -30,17 +28,8 @@ AGAIN = 1.0
 _ONCE = ("delay", "eta", "after", "inputs", "expires")
 
 
-class App(Sender, Protocol):
+class App(_app.App, Protocol):
     """What these ask of the app."""
-
-    config: Config
-    registry: Registry
-    modules: list[Module]
-
-    @property
-    def store(self) -> Store: ...
-
-    def note(self, act: str, concerns: str, data: Mapping[str, Any]) -> None: ...
 
     def workers(self) -> list[WorkerInfo]: ...
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import msgspec
 
@@ -17,8 +17,8 @@ from krq.errors import OptionError
 from krq.hooks import Module, find
 from krq.info import LimitInfo
 from krq.message import Message
+from krq.modules._app import Keeper
 from krq.registry import Registry
-from krq.store.client import Store
 from krq.store.scripts import Script
 from krq.task import Task
 
@@ -27,17 +27,6 @@ _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 #: seconds that ``unique`` may ask for
 LONGEST = 366 * 86_400.0
 _json = msgspec.json.Decoder().decode
-
-
-class App(Protocol):
-    """What this module asks of the app."""
-
-    registry: Registry
-
-    @property
-    def store(self) -> Store: ...
-
-    def note(self, act: str, concerns: str, data: Mapping[str, Any]) -> None: ...
 
 
 class Limits(Module):
@@ -52,7 +41,7 @@ class Limits(Module):
     task_options: Mapping[str, Any] = {"max_concurrency": int, "max_concurrency_per_key": int, "rate_limit": str, "in_order": bool}
 
     def __init__(self) -> None:
-        self._app: App | None = None
+        self._app: Keeper | None = None
 
     # --- hooks -------------------------------------------------------------------------------
 
@@ -128,7 +117,7 @@ class Limits(Module):
         return infos
 
     @property
-    def _bound(self) -> App:
+    def _bound(self) -> Keeper:
         if self._app is None:
             raise OptionError("This module belongs to no app", cure="Give it to KRQ(modules=[...]).")
         return self._app

@@ -10,21 +10,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, NoReturn, Protocol, Unpack, cast
+from typing import Any, NoReturn, Unpack, cast
 
 import msgspec
 
 from krq import durations, ids, message
-from krq.call import Call, CallOptions, Definition, Sender
-from krq.config import Config
+from krq.call import Call, CallOptions, Definition
 from krq.errors import OptionError
 from krq.handle import TaskHandle
 from krq.hooks import Module, find, known_options
 from krq.info import ScheduleInfo
 from krq.message import Message
+from krq.modules._app import App
 from krq.modules._firing import Clock, Entry, redis_now
 from krq.registry import Registry
-from krq.store.client import Store
 from krq.store.scripts import Script
 from krq.task import Task
 from krq.ticks import after, timing
@@ -52,19 +51,6 @@ class ScheduleOptions(CallOptions, total=False):
     """seconds for which ticks that were missed while no worker lived are made up; of older ones the latest alone is. 300"""
     paused: bool
     """not given: as it is"""
-
-
-class App(Sender, Protocol):
-    """What this module asks of the app."""
-
-    config: Config
-    registry: Registry
-    modules: list[Module]
-
-    @property
-    def store(self) -> Store: ...
-
-    def note(self, act: str, concerns: str, data: Mapping[str, Any]) -> None: ...
 
 
 class Schedules(Module):

@@ -26,6 +26,8 @@ TABLE = {
     "steps": "st:",
     # list: JSON of a task's last 10 attempts that did not succeed, the latest last. Until expire.lua.
     "history": "hi:",
+    # stream of a task: what it logged and printed, the last 1,000 lines or so. By its TTL: ``result_ttl`` after the last line.
+    "log": "lg:",
     # string: packed ids a task waits for. Until the task is final.
     "after": "a:",
     # string: the same once it waits no more. Until expire.lua, or its next generation.
@@ -53,6 +55,10 @@ TABLE = {
     "queue": "q:",
     # set of queue names. For ever.
     "queues": "queues",
+    # string of a queue: what had ended in it at times of the last 16 minutes, a ring (expire.lua). Until nobody writes it.
+    "totals": "tot:",
+    # string: when that was written last, ms. The same.
+    "noted": "noted",
     # list of a queue, at most one token: wakes one idle worker.
     "wake": "wake:",
     # hash: task name → limits in force, as JSON. One field per name with limits, until its code has none.

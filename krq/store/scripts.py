@@ -31,6 +31,7 @@ class Script(StrEnum):
     EXPIRE = "expire"
     CANCEL = "cancel"
     WATCH = "watch"
+    PEEK = "peek"
     PROGRESS = "progress"
     STEP = "step"
     PURGE = "purge"

@@ -57,6 +57,7 @@ class Child:
         self.config = spec.config
         self.incarnation = incarnation
         self.page = page
+        self.tally = page.tally
         self.inbox = spec.inbox or ids.inbox(ids.worker_of(incarnation))
         self.queues = list(dict.fromkeys([*spec.queues, self.inbox]))
         self.store = Store(spec.config)
@@ -64,7 +65,7 @@ class Child:
         self.engine = Engine(spec.config.slots)
         self.slots = Slots(spec.config.slots, self._run)
         self.drift = Drift(page, spec.registry)
-        self.hosts = Hosts(control, spec.config.recycle)
+        self.hosts = Hosts(control, spec.config.recycle, spec.modules)
         self.runner = Runner(spec.config, spec.registry, spec.modules, incarnation, Reach(
             Reports(self.store, incarnation), partial(steps.answer, self.store, incarnation), partial(results_of, self.store), self.hosts,
             Brood(spec.config, self.store, self.broker).send,
@@ -94,6 +95,7 @@ class Child:
         """Work until stopped; returns the exit code."""
         signal.signal(signal.SIGTERM, lambda *_: self.stop())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides what Ctrl-C means
+        logs.name_process(ids.worker_of(self.incarnation))
         logs.keep_tail(self.page.note)
         try:
             self._begin()
@@ -125,6 +127,7 @@ class Child:
             if self._wake.wait(0.2) and self._stop_at is not None:
                 raise LeaseLost("stopped before it began")
         self._wait.end()
+        log.info("connected to %s", self.store.name)
         self.runner.epoch = self.store.epoch.number
         self.page.turned()
         self.page.set_registered()
@@ -163,6 +166,7 @@ class Child:
         self.intake.join(patience)
         if not self.log.drain(patience):
             log.warning("the log could not take all that ended; another worker will see to it")
+        self.runner.observe("worker_stopped", ids.worker_of(self.incarnation))
         if self._overtime:
             return OVERTIME
         while True:
@@ -270,6 +274,9 @@ class Child:
             self.log.look_back()
         for settle in refused:
             log.warning("the end of %s, attempt %d, was refused: it is another's by now", settle.held.id, settle.held.attempt)
+        if self.tally is not None:
+            self.tally.add(done)
+            self.tally.refuse(len(refused))
         if done:
             self.log.add(done)
             self._ran += len(done)
@@ -281,6 +288,8 @@ class Child:
             new = self.engine.took(self._read(tasks), turn.take, None if due in (None, False) else due / 1000, more=more, now=now)
             if self._fail is not None and new:
                 self._fail(Failpoint.TAKE_ANSWERED)
+            if new:
+                self.runner.observe("received", new)
             self.slots.start(new, short=0 < self.engine.mean < SHORT)
 
     def _read(self, tasks: Sequence[Sequence[Any]]) -> list[Held]:
@@ -311,7 +320,9 @@ class Child:
             os._exit(0)  # the task has forked and come back twice: this is the copy
         self.page.end(slot)
         self.drift.ends(held)
-        self._done.append((settle, began, time.monotonic()))
+        ended = time.monotonic()
+        held.took = ended - began
+        self._done.append((settle, began, ended))
         if not self._wake.is_set():
             self._wake.set()
 
@@ -335,6 +346,8 @@ class Child:
                 self._tell_to_stop(task_id)
             if audit:
                 self.engine.audit(answer.values[1] or [])
+            if self.tally is not None:
+                self.tally.note(len(self.engine.held), self.log.waiting)
             self.runner.observe("tick", time.time())
             self.hosts.tidy()
         if self._due("expire", EXPIRE, now):

@@ -17,6 +17,7 @@ from krq.worker.hosts import PID, REQUEST
 from krq.worker.page import Page
 from krq.worker.process import cause, end_group, fork
 from krq.worker.spec import Spec
+from krq.worker.tally import Tally
 
 
 class Family:
@@ -25,7 +26,8 @@ class Family:
     def __init__(self, spec: Spec, worker_id: str, alive: tuple[int, int]) -> None:
         self.spec = spec
         self.worker_id = worker_id
-        self.page = Page(spec.config.slots)
+        self.tally = Tally(task.name for task in spec.registry) if spec.config.metrics_port else None
+        self.page = Page(spec.config.slots, self.tally)
         self.incarnation = ""
         self.pid = 0
         self.born = 0.0
@@ -46,6 +48,8 @@ class Family:
         self.fenced = False
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.control.setblocking(False)
+        if self.tally is not None:
+            self.tally.started()
         self.pid = fork(lambda: Child(self.spec, self.incarnation, self.page, theirs).run(), self._alive)
         theirs.close()
 
@@ -59,9 +63,8 @@ class Family:
             self._start_host(*fds)
 
     def _start_host(self, pipe: int, told: int, life: int) -> None:
-        config, registry = self.spec.config, self.spec.registry
         try:
-            pid = fork(lambda: Host(config, registry, Connection(pipe), life).run(), self._alive)
+            pid = fork(lambda: Host(self.spec, Connection(pipe), life).run(), self._alive)
         except OSError:
             os.close(told)  # the slot reads the end of it
         else:
@@ -96,6 +99,8 @@ class Family:
 
     def _ended(self) -> None:
         end_group(self.pid)
+        if self.tally is not None:
+            self.tally.ended()
         for pid in list(self._hosts):
             self._end_host(pid, "its worker ended")
         if self.control is not None:

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 import msgspec
 
-from krq import message
-from krq.config import Config
+from krq import context, message
 from krq.context import Context
 from krq.hooks import Attempt
 from krq.outcome import Cancelled, Outcome, SoftTimeout, Stop
-from krq.registry import Registry
 from krq.worker.execute import Execute, late, within
+from krq.worker.observers import Observers
 from krq.worker.process import die_at_close
+from krq.worker.spec import Spec
 
 #: by these a slot tells its host to raise ``SoftTimeout``, or ``Stop``, in the task
 SOFT, STOP = signal.SIGUSR1, signal.SIGUSR2
@@ -53,6 +55,14 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     total: int
 
 
+class Told(msgspec.Struct, frozen=True, tag=True):
+    """What a module says to its ``heard`` in the child."""
+
+    module: int
+    """its place in the list"""
+    data: bytes
+
+
 class Asked(msgspec.Struct, frozen=True, tag=True):
     """What the task asks of its worker; it waits for the answer, a list of texts."""
 
@@ -66,7 +76,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     outcome: Outcome
 
 
-Said = Progress | Asked | Done
+Said = Progress | Told | Asked | Done
 
 encode = msgspec.msgpack.Encoder().encode
 read_job = msgspec.msgpack.Decoder(Job).decode
@@ -77,13 +87,17 @@ read_answer = msgspec.msgpack.Decoder(list[str]).decode
 class Host:
     """The process's main thread."""
 
-    def __init__(self, config: Config, registry: Registry, pipe: Connection, life: int) -> None:
-        self._registry = registry
+    def __init__(self, spec: Spec, pipe: Connection, life: int) -> None:
+        self._registry = spec.registry
+        self._places = range(len(spec.modules))
+        self._observers = Observers(spec.modules)
         self._pipe = pipe
         self._life = life
+        self._room = select.poll()
+        self._room.register(pipe.fileno(), select.POLLOUT)
         self._lock = threading.Lock()
         self._asking = threading.Lock()
-        self._execute = Execute(config, registry, _MainLoop())
+        self._execute = Execute(spec.config, spec.registry, _MainLoop())
         self._ctx: Context | None = None
 
     def run(self) -> int:
@@ -94,24 +108,31 @@ class Host:
         signal.signal(signal.SIGINT, lambda *_: None)
         signal.signal(SOFT, lambda *_: self._interrupt(SoftTimeout("it has run for longer than its soft_timeout")))
         signal.signal(STOP, lambda *_: self._stop())
+        for place in self._places:
+            self._observers.tell_one(place, "host_started", partial(self._tell, place))
         while True:
             try:
                 job = read_job(self._pipe.recv_bytes())
             except (EOFError, ConnectionResetError):
                 return 0
             me = os.getpid()
-            outcome = self._run(job)
+            attempt = self._attempt(job)
+            outcome = self._run(job, attempt)
             if os.getpid() != me:
                 os._exit(0)  # the task has forked and come back twice: this is the copy
+            self._observers.tell("host_ended", attempt)
             self._say(Done(outcome))
 
-    def _run(self, job: Job) -> Outcome:
+    def _attempt(self, job: Job) -> Attempt:
         msg = message.reread(job.raw)
-        attempt = Attempt(
+        return Attempt(
             message=msg, id=job.id, number=job.number, epoch=job.epoch, failures=job.failures, deaths=job.deaths, queue=job.queue,
             worker=job.worker, task=self._registry.get(msg.task), sent=job.sent,
         )
+
+    def _run(self, job: Job, attempt: Attempt) -> Outcome:
         ctx = Context(attempt, self._report, None if job.timeout is None else time.time() + job.timeout, self._ask)
+        context.enter(ctx)
         try:
             try:
                 self._ctx = ctx
@@ -141,6 +162,14 @@ class Host:
         with self._asking:
             self._say(Asked(what, list(arguments)))
             return read_answer(self._pipe.recv_bytes())
+
+    def _tell(self, place: int, data: bytes, *, wait: bool = False) -> bool:
+        """What a module has to ``say``. A pipe that counts as writable has room for more than is allowed at a time."""
+        with self._lock:
+            if not wait and not self._room.poll(0):
+                return False
+            self._pipe.send_bytes(encode(Told(place, data)))
+            return True
 
     def _say(self, what: Said) -> None:
         with self._lock:

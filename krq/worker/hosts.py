@@ -21,11 +21,12 @@ from typing import Any
 
 from krq.context import Context
 from krq.errors import KRQError
-from krq.hooks import Attempt
+from krq.hooks import Attempt, Module
 from krq.outcome import Cancelled, Died, ErrorInfo, Failed, Outcome
 from krq.worker.engine import Held
 from krq.worker.execute import late
-from krq.worker.host import SOFT, STOP, Asked, Done, Job, Progress, Said, encode, job_inputs, read_said
+from krq.worker.host import SOFT, STOP, Asked, Done, Job, Progress, Said, Told, encode, job_inputs, read_said
+from krq.worker.observers import Observers
 
 #: seconds between two looks at a host that runs something
 LOOK = 0.1
@@ -114,9 +115,9 @@ class HostProcess:
 class _Run:
     """One attempt in a host, and what may become of it."""
 
-    def __init__(self, host: HostProcess, attempt: Attempt, ctx: Context) -> None:
+    def __init__(self, host: HostProcess, attempt: Attempt, ctx: Context, observers: Observers) -> None:
         limits, now = attempt.containment, time.monotonic()
-        self._host, self._attempt, self._ctx = host, attempt, ctx
+        self._host, self._attempt, self._ctx, self._observers = host, attempt, ctx, observers
         self._hard = math.inf if attempt.timeout is None else now + attempt.timeout
         self._soft = math.inf if limits.soft_timeout is None else now + limits.soft_timeout
         self._memory = limits.memory_limit
@@ -137,6 +138,8 @@ class _Run:
                     return outcome
                 case Progress(done=done, total=total):
                     self._ctx.progress(done, total)
+                case Told(module=place, data=data):
+                    self._observers.tell_one(place, "heard", data)
                 case Asked(what=what, arguments=arguments):
                     self._host.answer(self._ctx.ask(what, arguments))
             if self._killed is None:
@@ -169,8 +172,9 @@ class _Run:
 class Hosts:
     """The hosts of one child. ``run`` from the slots' threads, at most one host for each."""
 
-    def __init__(self, control: socket.socket, recycle: int) -> None:
+    def __init__(self, control: socket.socket, recycle: int, modules: Sequence[Module]) -> None:
         self._control = control
+        self._observers = Observers(modules)
         self._recycle = recycle
         self._lock = threading.Lock()
         self._idle: list[HostProcess] = []
@@ -185,7 +189,7 @@ class Hosts:
         host = self._borrow(job)
         self._running.add(host)
         try:
-            outcome = _Run(host, attempt, ctx).finish()
+            outcome = _Run(host, attempt, ctx, self._observers).finish()
         except EOFError:
             outcome = Cancelled() if ctx.cancelled else Died(host.cause())
             host.disturbed = True

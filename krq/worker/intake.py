@@ -57,6 +57,7 @@ class Intake:
         self._member = member
         self._member_id = ""
         self._consumer: Consumer | None = None
+        self._connected = False
         self._waiting: dict[Part, Batch] = {}
         self._ids: dict[Part, str] = {}
         #: offsets of conflicts that are dead letters, and whose mark is not past them
@@ -101,6 +102,7 @@ class Intake:
             log.debug("last commit: %s", error)
         if self._consumer is not None:
             self._consumer.close()
+            log.info("disconnected from %s", self._broker.name)
 
     def _turn(self) -> None:
         if self._consumer is None:
@@ -114,6 +116,9 @@ class Intake:
             else:
                 self._offer(consumer, batch)
         batches = consumer.poll(FULL if self._waiting else 0.1)
+        if not self._connected:
+            self._connected = True
+            log.info("connected to %s: reads %s", self._broker.name, ", ".join(self._topics))
         self._meet(consumer)
         for batch in batches:
             self._offer(consumer, batch)

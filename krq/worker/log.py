@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,7 +22,8 @@ from krq.config import Config
 from krq.errors import BrokerConnectionError, KRQError, NamespaceClosed, SubmissionError, SubmissionTimeout
 from krq.events import DeadLetter, Entry
 from krq.failpoints import Failpoint
-from krq.logs import Wait
+from krq.logfiles import LogFile, SafeFile
+from krq.logs import RESULTS, Wait
 from krq.outcome import ErrorInfo
 from krq.store.client import Store
 from krq.store.records import cut
@@ -34,7 +36,7 @@ log = logging.getLogger("krq.worker.log")
 #: entries kept in memory for the log; more are read back from Redis
 MAX_HELD = 50_000
 #: most entries of one record, and its size in bytes
-PAGE, PAGE_BYTES = 500, 512 * 1024
+PAGE, PAGE_BYTES = 250, 512 * 1024
 #: dead letters read back from Redis, with their messages, at a time
 HEAVY = 16
 #: seconds that entries wait for others to share their record
@@ -77,6 +79,7 @@ class LogKeeper:
         self._stop = threading.Event()
         self._work = threading.Event()
         self._wait = Wait(log, "ended attempts wait in the outbox")
+        self._results = _results(config)
         self._fail = failpoints.armed()
         self._orphans_at = 0.0
         self._thread = threading.Thread(target=self._run, name="krq-log", daemon=True)
@@ -103,6 +106,11 @@ class LogKeeper:
     def unlogged(self) -> list[Settle]:
         """What is settled and not seen in the log yet."""
         return [item.settle for item in [*self._current, *self._items] if item.settle is not None]
+
+    @property
+    def waiting(self) -> int:
+        """How many entries in memory the log has not got yet."""
+        return len(self._items) + len(self._current)
 
     def drain(self, timeout: float) -> bool:
         """Log what there is, within ``timeout`` seconds, and end the thread. False: something is left in the outbox."""
@@ -170,16 +178,33 @@ class LogKeeper:
         if self._fail is not None:
             self._fail(Failpoint.LOG_PUBLISHED)
         calls: list[tuple[Script, Sequence[Any]]] = [(Script.DEAD, (records_of(letters), []))] if letters else []
-        calls.append((Script.LOGGED, (holder, [(item.id, item.attempt, item.final) for item in items])))
+        own = items is self._current
+        if own:
+            self._tell(items)
+        told = [(item.id, item.attempt, item.final) for item in items]
+        calls.append((Script.LOGGED, (holder, told, self._results is not None and not own)))
         logged = self._store.run_all(calls)[-1]
         if not logged.ok:
             raise NamespaceClosed(f"{self._store.name} is being checked")
+        if len(logged.values) > 1:  # others may log them, too: whoever takes one out of the outbox tells it
+            self._tell([items[n - 1] for n in logged.values[1]])
         if self._fail is not None:
             self._fail(Failpoint.LOG_LOGGED)
         positions = [self._position(at) for at in logged.values[0]]
         if positions and not self._broker.ordered:
             self._complete(positions)
         self._wait.end()
+
+    def _tell(self, items: Sequence[_Item]) -> None:
+        """Write the ends of tasks to ``results.log``; not again what is logged again, as an answer was lost or Redis forgot it."""
+        if self._results is None:
+            return
+        ends = [item for item in items if item.final and not (item.settle is not None and item.settle.held.told)]
+        if ends:
+            self._results.write(b"".join([_line(item.entry) for item in ends]))
+        for item in ends:
+            if item.settle is not None:
+                item.settle.held.told = True
 
     def _complete(self, positions: Sequence[Position]) -> None:
         if self._fail is not None:
@@ -244,6 +269,16 @@ class LogKeeper:
         """The outbox waits, and goes on by itself."""
         refused = isinstance(error, SubmissionError) and not isinstance(error, SubmissionTimeout)
         self._wait.begin(error, logging.ERROR if refused else logging.WARNING)
+
+
+def _results(config: Config) -> SafeFile | None:
+    """``results.log`` of this host, where there shall be one."""
+    return SafeFile(LogFile(Path(config.log_dir) / RESULTS, config.log_bytes, config.log_files)) if config.log_dir else None
+
+
+def _line(entry: bytes) -> bytes:
+    """The end of a task as ``results.log`` has it: its entry, with what came out as ``status``."""
+    return entry.replace(b'"outcome":', b'"status":', 1) + b"\n"
 
 
 def _is_dead(entry: Entry) -> bool:

@@ -12,6 +12,8 @@ import mmap
 import struct
 import time
 
+from krq.worker.tally import Tally
+
 _TIME = struct.Struct("<d")
 CONFIRMED, ENGINE, REGISTERED, LEAVING, ADRIFT, _NOTED = 0, 8, 16, 17, 18, 24
 #: the last lines of the log: how many, and the bytes of each with its length
@@ -27,10 +29,11 @@ def boottime() -> float:
 
 
 class Page:
-    """Shared memory for one child with so many slots."""
+    """Shared memory for one child with so many slots. ``tally``: where it counts for Prometheus, None where nobody asks."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, tally: Tally | None = None) -> None:
         self.slots = slots
+        self.tally = tally
         self._memory = mmap.mmap(-1, _SLOTS + slots * _RECORD)
         self.reset()
 

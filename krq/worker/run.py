@@ -12,6 +12,7 @@ import msgspec
 from krq import context, events, failpoints, ids, message
 from krq.config import Config
 from krq.containment import NONE
+from krq.context import Context
 from krq.errors import KRQError, UnknownTask
 from krq.events import Entry
 from krq.failpoints import Failpoint
@@ -22,13 +23,12 @@ from krq.steps import Ask
 from krq.worker.engine import Held, Settle
 from krq.worker.execute import Execute
 from krq.worker.hosts import Hosts
+from krq.worker.observers import Observers
 from krq.worker.slots import Loop
 
 log = logging.getLogger("krq.worker")
 
 _encode = msgspec.json.Encoder().encode
-#: hooks that watch and decide nothing
-OBSERVERS = ("started", "ended", "worker_started", "worker_stopping", "tick")
 #: characters of a message and of a traceback in a task's history
 HISTORY = 2_000
 _CANCELLED = ErrorInfo("CANCELLED", "cancelled while it ran")
@@ -60,18 +60,18 @@ class Runner:
         self._execute = Execute(config, registry, Loop())
         self._fail = failpoints.armed()
         self._policies = [m for m in modules if type(m).outcome is not Module.outcome]
-        self._observers = {
-            hook: [getattr(m, hook) for m in modules if getattr(type(m), hook) is not getattr(Module, hook)] for hook in OBSERVERS
-        }
+        self.observe = Observers(modules).tell
 
     def __call__(self, held: Held) -> Settle:
         """Run the attempt. Never raises."""
         held.started = _now()
         attempt = self._attempt(held)
+        held.context = ctx = self._context(attempt)
+        context.enter(ctx)  # for what watches it, too
         self.observe("started", attempt)
         if self._fail is not None:
             self._fail(Failpoint.RUN_STARTED)
-        outcome = self._call(held, attempt) if held.known else _unknown(held)
+        outcome = self._call(held, attempt, ctx) if held.known else _unknown(held)
         if not isinstance(outcome, Died):
             outcome = self._decide(attempt, outcome)
         if isinstance(outcome, Succeeded) and outcome.family is not None:
@@ -96,10 +96,11 @@ class Runner:
         timeout = limits.timeout if held.message.timeout is None else held.message.timeout
         return held.alone or (held.known and limits.needs_process(timeout))
 
-    def _call(self, held: Held, attempt: Attempt) -> Outcome:
+    def _context(self, attempt: Attempt) -> Context:
         timeout = attempt.timeout
-        ctx = context.Context(attempt, self._reach.report, None if timeout is None else time.time() + timeout, self._reach.ask)
-        held.context = ctx
+        return Context(attempt, self._reach.report, None if timeout is None else time.time() + timeout, self._reach.ask)
+
+    def _call(self, held: Held, attempt: Attempt, ctx: Context) -> Outcome:
         try:
             inputs = held.inputs
             if inputs and inputs[1] is False:  # too many for a take
@@ -108,7 +109,7 @@ class Runner:
                 return self._reach.hosts.run(held, attempt, ctx, inputs)
         except KRQError as error:
             return Failed(ErrorInfo(error.code, str(error), describe(error).traceback))
-        return self._execute.stoppable(attempt, ctx, inputs, timeout)
+        return self._execute.stoppable(attempt, ctx, inputs, attempt.timeout)
 
     def _decide(self, attempt: Attempt, outcome: Outcome) -> Outcome:
         for module in self._policies:
@@ -128,14 +129,6 @@ class Runner:
         if error is not None:
             return self._decide(attempt, Failed(ErrorInfo(error.code, str(error))))
         return Cancelled() if held.context.cancelled else outcome
-
-    def observe(self, hook: str, *args: Any) -> None:
-        """Tell the modules that have this hook. One that fails is logged, and changes nothing."""
-        for tell in self._observers[hook]:
-            try:
-                tell(*args)
-            except BaseException:  # boundary: observers may fail
-                log.exception("%s failed; the worker goes on", tell.__qualname__)
 
 
 def settle(held: Held, attempt: Attempt, outcome: Outcome, max_deaths: int) -> Settle:

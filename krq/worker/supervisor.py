@@ -16,6 +16,7 @@ from typing import Any
 from krq.errors import NamespaceClosed, RedisConnectionError, StoreError, WorkerRecoveryError
 from krq.logs import Wait
 from krq.worker.child import WEDGED
+from krq.worker.exporter import Exporter, Place
 from krq.worker.family import Family
 from krq.worker.heart import End, Heart
 from krq.worker.page import boottime
@@ -28,6 +29,8 @@ log = logging.getLogger("krq.worker")
 STEADY = 30.0
 #: restarts in a row, each after a short life, after which the worker gives up
 MAX_RESTARTS = 10
+#: tasks that are named when a child has died over them
+SOME = 10
 
 
 class Supervisor:
@@ -38,6 +41,8 @@ class Supervisor:
         names = [worker_id] if processes == 1 else [f"{worker_id}.{n + 1}" for n in range(processes)]
         self._alive = os.pipe()
         self._families = [Family(spec, name, self._alive) for name in names]
+        places = [Place(family.worker_id, family.page, family.tally) for family in self._families if family.tally is not None]
+        self._exporter = Exporter(spec.config, places, self._alive) if places else None
         self._heart: Heart | None = None
         self._signals = 0
         self._failed = False
@@ -52,17 +57,24 @@ class Supervisor:
         wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         try:
             with adopting():
+                if self._exporter is not None:
+                    self._exporter.start()
                 while not self._over():
                     self._start_due()
                     self._beat()
                     self._wait(read)
                     self._look_after()
+                    if self._exporter is not None:
+                        self._exporter.turned(stopping=self._stopping)
+                        self._exporter.keep()
         finally:
             signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
                 signal.signal(number, handler)
             for family in self._families:
                 family.end()
+            if self._exporter is not None:
+                self._exporter.end()
             if self._heart is not None:
                 self._heart.close()
             for fd in (read, write, *self._alive):
@@ -126,7 +138,8 @@ class Supervisor:
             family.end_to_tell = End()
         elif not page.leaving:
             ran = page.running()
-            log.error("child %s ended: %s; it was running %d tasks", family.incarnation, how, len(ran))
+            which = ": " + ", ".join(list(ran)[:SOME]) if ran else ""
+            log.error("child %s ended: %s; it was running %d tasks%s", family.incarnation, how, len(ran), which)
             blameless = family.fenced or code == FENCED or self._signals > 1
             suspects = [] if blameless else [task_id for task_id, alone in ran.items() if not alone]
             family.end_to_tell = End(how, list(ran), suspects, page.tail())

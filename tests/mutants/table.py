@@ -16,7 +16,7 @@ class Mutant(NamedTuple):
     file: str
     old: str
     new: str
-    tests: tuple[str, ...]
+    tests: tuple[str, ...] = (SIMULATOR,)
 
 
 MUTANTS = [
@@ -28,27 +28,22 @@ MUTANTS = [
     Mutant(
         "low-water-without-mark", "low-water = min(mark, lowest incomplete)", LUA + "mark.lua",
         "lowest and math.min(mark, tonumber(lowest)) or mark", "lowest and tonumber(lowest) or mark",
-        (SIMULATOR,),
     ),
     Mutant(
         "second-position-dropped", "every position of an id stays incomplete until its end is logged", LUA + "admit.lua",
         "local p = add_position(t[2], r[3], r[4], r[5], r[15])", "local p = nil",
-        (SIMULATOR,),
     ),
     Mutant(
         "gap-admitted", "a batch that would leave a gap is read again", LUA + "admit.lua",
         "if source[4] > mark then return reply('GAP', mark) end", "",
-        (SIMULATOR,),
     ),
     Mutant(
         "marker-admits", "a state marker is no admission", LUA + "admit.lua",
         "if t[1] and t[1] ~= 'm' and not revived then", "if t[1] and not revived then",
-        (SIMULATOR,),
     ),
     Mutant(
         "no-fence", "an end is compared with owner and attempt", LUA + "settle.lua",
         "if t[2] ~= inc or tonumber(t[3]) ~= attempt then answers[i] = 0", "if false then answers[i] = 0",
-        (SIMULATOR,),
     ),
     Mutant(
         "fence-without-owner", "an end is compared with the owner", LUA + "settle.lua",
@@ -63,7 +58,6 @@ MUTANTS = [
     Mutant(
         "dead-may-take", "who was declared dead gets nothing", LUA + "take.lua",
         "if call('HEXISTS', K.beats, inc) == 0 then return reply('DEAD') end", "",
-        (SIMULATOR,),
     ),
     Mutant(
         "no-self-fence", "a child ends itself before its lease can be given away", "krq/worker/child.py",
@@ -78,7 +72,6 @@ MUTANTS = [
     Mutant(
         "recovery-without-grace", "who is to be declared dead was seen silent for a whole lease", "krq/worker/heart.py",
         "elif now - since > self._config.lease:", "elif now > since:",
-        (SIMULATOR,),
     ),
     Mutant(
         "deaths-not-counted", "a task that kills its worker three times is poison", LUA + "settle.lua",
@@ -88,7 +81,6 @@ MUTANTS = [
     Mutant(
         "dependents-not-with-the-end", "dependents are released in the script that settles", LUA + "settle.lua",
         "tell_dependents()", "",
-        (SIMULATOR,),
     ),
     Mutant(
         "run-id-not-compared", "another life of the server is another epoch", LUA + "prelude.lua",

@@ -1,6 +1,6 @@
 // Dead letters: what could not be run, and why; run many again.
 
-import { ago, ask, card, clock, empty, get, h, number, pretty, swap, taskLink } from "./dom.js";
+import { ago, ask, card, clock, empty, filters, get, h, number, pretty, swap, taskLink } from "./dom.js";
 
 export default function dead(page, _id, query) {
   const list = h("div"),
@@ -13,19 +13,7 @@ export default function dead(page, _id, query) {
     letters = [],
     next = null,
     shown = "";
-  const change = (more) => {
-    const given = new URLSearchParams(Object.entries({ ...query, ...more }).filter(([, value]) => value)).toString();
-    page.go(`/dead${given ? `?${given}` : ""}`);
-  };
-  const input = (name, hint) =>
-    h("input", {
-      name,
-      value: query[name] || "",
-      placeholder: hint,
-      "aria-label": hint,
-      maxlength: 255,
-      onchange: (event) => change({ [name]: event.target.value.trim() }),
-    });
+  const { input } = filters(page, "dead", query);
   const node = h(
     "div",
     { class: "view" },

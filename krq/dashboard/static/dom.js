@@ -80,10 +80,12 @@ export const taskLink = (id, label, key) =>
     { href: `#/tasks/${encodeURIComponent(id)}`, "data-key": key || `task-${id}`, class: label ? null : "id", title: id },
     label || (id.length > 16 ? `${id.slice(0, 6)}…${id.slice(-6)}` : id),
   );
-export const link = (view, query, ...children) => {
+/** A view with what it is asked, as it stands behind the "#". */
+export const address = (view, query) => {
   const given = new URLSearchParams(Object.entries(query || {}).filter(([, value]) => value)).toString();
-  return h("a", { href: `#/${view}${given ? `?${given}` : ""}` }, ...children);
+  return `/${view}${given ? `?${given}` : ""}`;
 };
+export const link = (view, query, ...children) => h("a", { href: `#${address(view, query)}` }, ...children);
 
 /** A JSON text, indented where it is one. */
 export function pretty(text) {
@@ -129,6 +131,57 @@ export const post = (path, body) =>
   });
 
 // --- small parts -------------------------------------------------------------------------------
+
+/** A view that asks anew with each look, and draws an answer that is another than the one before. */
+export function asking(node, ask, draw) {
+  let shown = "";
+  const view = {
+    node,
+    ready: false,
+    async load() {
+      const found = await ask(),
+        state = JSON.stringify(found);
+      view.ready = true;
+      if (state === shown) return;
+      shown = state;
+      draw(found);
+    },
+  };
+  return view;
+}
+
+/** A form that leads to a task by its id. */
+export const search = (hint, action, view, page, properties) =>
+  h(
+    "form",
+    {
+      role: "search",
+      class: "row",
+      onsubmit: (event) => {
+        event.preventDefault();
+        const id = event.target.find.value.trim();
+        if (id) page.go(`/${view}/${encodeURIComponent(id)}`);
+      },
+    },
+    h("input", { name: "find", type: "search", placeholder: hint, "aria-label": "Task id", maxlength: 128, ...properties }),
+    h("button", null, action),
+  );
+
+/** What narrows a list, in its address: change(more) leads to another, input(name, hint) makes a field. */
+export function filters(page, view, query) {
+  const change = (more) => page.go(address(view, { ...query, ...more }));
+  const input = (name, hint, properties) =>
+    h("input", {
+      name,
+      value: query[name] || "",
+      placeholder: hint,
+      "aria-label": hint,
+      maxlength: 255,
+      ...properties,
+      onchange: (event) => change({ [name]: event.target.value.trim() }),
+    });
+  return { change, input };
+}
 
 export function toast(text, kind = "good") {
   const box = h("div", { class: `toast ${kind}` }, text);

@@ -58,7 +58,7 @@ export default function overview(page) {
     const { totals, rates, latency } = look;
     swap(
       tiles,
-      tile("per second", short(rates["1m"].rate), `5 min ${short(rates["5m"].rate)} · 15 min ${short(rates["15m"].rate)}`, "success", [
+      tile("per second", short(rates[0]), `5 min ${short(rates[1])} · 15 min ${short(rates[2])}`, "success", [
         "tasks",
         { status: "success" },
       ]),

@@ -1,6 +1,6 @@
 // Queues: numbers of each, pause and resume.
 
-import { ask, bar, card, empty, h, link, number, swap, table } from "./dom.js";
+import { ask, bar, card, empty, h, link, number, short, swap, table } from "./dom.js";
 
 export default function queues(page) {
   const list = h("div"),
@@ -28,6 +28,7 @@ export default function queues(page) {
               ["Parked", "n"],
               ["Backlog", "n"],
               ["Scheduled", "n"],
+              ["Per second", "n"],
               ["Succeeded", "n"],
               ["Failed", "n"],
               ["Cancelled", "n"],
@@ -47,6 +48,7 @@ export default function queues(page) {
                 h("span", { title: "Ready, but for a limit of their task" }, number(queue.parked)),
                 number(queue.backlog),
                 number(queue.scheduled),
+                h("span", { title: queue.rates.map((rate, i) => `${[1, 5, 15][i]} min: ${short(rate)}`).join(" · ") }, short(queue.rates[0])),
                 number(queue.succeeded),
                 queue.failed ? link("tasks", { status: "failed", queue: queue.queue }, number(queue.failed)) : "0",
                 number(queue.cancelled),

@@ -1,21 +1,15 @@
 // Schedules: what is sent at which times, pause, resume, send now.
 
-import { ago, card, empty, get, h, swap, table, taskLink } from "./dom.js";
+import { ago, asking, card, empty, get, h, swap, table, taskLink } from "./dom.js";
 
 export default function schedules(page) {
   const list = h("div"),
     node = h("div", { class: "view" }, h("h1", null, "Schedules"), card(null, list));
-  let shown = "";
   const act = (what, name, said) => page.act(`schedules/${what}`, { name }, said);
-  const view = {
+  return asking(
     node,
-    ready: false,
-    async load() {
-      const { schedules: found } = await get("schedules"),
-        state = JSON.stringify(found);
-      view.ready = true;
-      if (state === shown) return;
-      shown = state;
+    () => get("schedules"),
+    ({ schedules: found }) => {
       swap(
         list,
         found.length
@@ -62,6 +56,5 @@ export default function schedules(page) {
           : empty("There are no schedules", '@app.task(cron="0 3 * * *"), or app.schedule(…)'),
       );
     },
-  };
-  return view;
+  );
 }

@@ -1,11 +1,14 @@
 // One task: where it stands, how it came there, what it was given and what came of it.
 
-import { ago, ask, badge, bar, card, clock, copy, get, h, link, number, pretty, since, span, swap, table, taskLink } from "./dom.js";
+import logs from "./logs.js";
+import { ago, ask, badge, bar, card, clock, copy, get, h, link, now, number, pretty, since, span, swap, table, taskLink } from "./dom.js";
 
 const FINAL = ["success", "failed", "cancelled"];
 
 export default function task(page, id) {
-  const node = h("div", { class: "view" });
+  const node = h("div", { class: "view" }),
+    lines = logs(id),
+    whole = h("div", { class: "view" }, node, lines.node);
   let shown = "",
     found = null;
 
@@ -219,14 +222,16 @@ export default function task(page, id) {
   }
 
   const view = {
-    node,
+    node: whole,
     ready: false,
     async load() {
       if (view.ready && (found.task === null || FINAL.includes(found.task.status)) && view.rest-- > 0) return;
-      const next = await get("task", { id }),
+      const [next] = await Promise.all([get("task", { id }), lines.load()]),
         state = JSON.stringify(next);
+      if (!whole.contains(node)) swap(whole, node, lines.node); // what stood there was an error
       view.ready = true;
-      view.rest = next.task === null ? 14 : 4; // what has ended is looked at less often, the log least
+      // what has ended is looked at less often, the log least; lines may come a moment after the end
+      view.rest = next.task === null ? 14 : now() - next.task.finished < 3 ? 0 : 4;
       if (state === shown) return;
       [shown, found] = [state, next];
       draw();

@@ -1,6 +1,6 @@
 // Tasks: search by id, filter, page, act upon many.
 
-import { ago, ask, badge, card, empty, get, h, number, since, span, swap, table, taskLink } from "./dom.js";
+import { ago, ask, badge, card, empty, filters, get, h, number, search, since, span, swap, table, taskLink } from "./dom.js";
 
 const STATES = ["", "processing", "queued", "scheduled", "waiting", "success", "failed", "cancelled"];
 
@@ -14,20 +14,7 @@ export default function tasks(page, _id, query) {
     answer = null,
     shown = "";
 
-  const change = (more) => {
-    const given = new URLSearchParams(Object.entries({ ...query, ...more }).filter(([, value]) => value)).toString();
-    page.go(`/tasks${given ? `?${given}` : ""}`);
-  };
-  const input = (name, hint, more) =>
-    h("input", {
-      name,
-      value: query[name] || "",
-      placeholder: hint,
-      "aria-label": hint,
-      maxlength: 255,
-      ...more,
-      onchange: (event) => change({ [name]: event.target.value.trim() }),
-    });
+  const { change, input } = filters(page, "tasks", query);
   const chips = h(
     "div",
     { class: "chips", role: "group", "aria-label": "Status" },
@@ -44,20 +31,7 @@ export default function tasks(page, _id, query) {
       ),
     ),
   );
-  const find = h(
-    "form",
-    {
-      role: "search",
-      class: "row",
-      onsubmit: (event) => {
-        event.preventDefault();
-        const id = event.target.find.value.trim();
-        if (id) page.go(`/tasks/${encodeURIComponent(id)}`);
-      },
-    },
-    h("input", { id: "find", name: "find", type: "search", placeholder: "Task id …  ( / )", "aria-label": "Task id", maxlength: 128 }),
-    h("button", null, "Open"),
-  );
+  const find = search("Task id …  ( / )", "Open", "tasks", page, { id: "find" });
   const actions = h("div", { class: "row actions", hidden: true });
   const node = h(
     "div",

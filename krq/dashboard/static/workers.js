@@ -1,13 +1,12 @@
 // Workers: who is alive and busy with what, and who has died.
 
-import { ago, bar, card, empty, get, h, number, since, swap, table, taskLink } from "./dom.js";
+import { ago, asking, bar, card, empty, get, h, number, since, swap, table, taskLink } from "./dom.js";
 
 export default function workers() {
   const alive = h("div"),
     deaths = h("div");
   const node = h("div", { class: "view" }, h("h1", null, "Workers"), card("Alive", alive), card("Deaths", deaths));
   const open = new Set();
-  let shown = "";
 
   const death = (one) => `${one.incarnation} ${one.at}`;
   /** The last lines of a dead worker's log. */
@@ -27,15 +26,10 @@ export default function workers() {
         )
       : "–";
 
-  const view = {
+  return asking(
     node,
-    ready: false,
-    async load() {
-      const found = await get("workers"),
-        state = JSON.stringify(found);
-      view.ready = true;
-      if (state === shown) return;
-      shown = state;
+    () => get("workers"),
+    (found) => {
       swap(
         alive,
         found.workers.length
@@ -104,6 +98,5 @@ export default function workers() {
           : empty("No worker has died", "Those that stop when they are told to are not deaths."),
       );
     },
-  };
-  return view;
+  );
 }

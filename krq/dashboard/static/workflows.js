@@ -1,37 +1,18 @@
 // Workflows: those under way, and one of them as a graph.
 
-import { ago, badge, card, empty, get, h, link, number, swap, table, taskLink } from "./dom.js";
+import { ago, asking, badge, card, empty, get, h, link, number, search, swap, table, taskLink } from "./dom.js";
 import { picture } from "./layers.js";
 
 const open = (id, ...children) => h("a", { href: `#/workflows/${encodeURIComponent(id)}`, "data-key": `flow-${id}` }, ...children);
 
 export function workflows(page) {
   const list = h("div");
-  const find = h(
-    "form",
-    {
-      role: "search",
-      class: "row",
-      onsubmit: (event) => {
-        event.preventDefault();
-        const id = event.target.find.value.trim();
-        if (id) page.go(`/workflows/${encodeURIComponent(id)}`);
-      },
-    },
-    h("input", { name: "find", type: "search", placeholder: "Id of any task in it …", "aria-label": "Task id", maxlength: 128 }),
-    h("button", null, "Draw"),
-  );
+  const find = search("Id of any task in it …", "Draw", "workflows", page);
   const node = h("div", { class: "view" }, h("div", { class: "row between" }, h("h1", null, "Workflows"), find), card(null, list));
-  let shown = "";
-  const view = {
+  return asking(
     node,
-    ready: false,
-    async load() {
-      const { workflows: found } = await get("workflows"),
-        state = JSON.stringify(found);
-      view.ready = true;
-      if (state === shown) return;
-      shown = state;
+    () => get("workflows"),
+    ({ workflows: found }) => {
       swap(
         list,
         found.length
@@ -55,22 +36,15 @@ export function workflows(page) {
             ),
       );
     },
-  };
-  return view;
+  );
 }
 
 export function workflow(page, id) {
   const node = h("div", { class: "view" });
-  let shown = "";
-  const view = {
+  return asking(
     node,
-    ready: false,
-    async load() {
-      const found = await get("workflow", { id }),
-        state = JSON.stringify(found);
-      view.ready = true;
-      if (state === shown) return;
-      shown = state;
+    () => get("workflow", { id }),
+    (found) => {
       const counts = {};
       for (const one of found.nodes) counts[one.status || "unknown"] = (counts[one.status || "unknown"] || 0) + 1;
       swap(
@@ -114,6 +88,5 @@ export function workflow(page, id) {
         ),
       );
     },
-  };
-  return view;
+  );
 }

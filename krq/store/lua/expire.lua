@@ -1,5 +1,5 @@
 -- Forget finished tasks, oldest first, at most 200 a call; fail a few of those that wait for what the log does not have, and of
---   those that were not started before their expiry, whoever serves their queue.
+--   those that were not started before their expiry, whoever serves their queue. And note the totals of the queues, for rates.
 -- flags: allow-oom
 -- ARGV[2] {keep_ms}
 -- A task goes when it is logged, all known dependents are final, and intake of every partition is past its finish + keep:
@@ -10,6 +10,27 @@
 local why = refused()
 if why then return reply(why) end
 local now = now_ms()
+
+-- What has ended in each queue, every ten seconds, in a ring of 16 minutes: krq/rates.py reads it. By the first call of each ten seconds.
+-- A queue without a ring is new since the note before: then it had nothing.
+local SLOT, SLOTS, NOTE, KEPT = 10000, 96, '<I8I8I8', 1000
+
+local function note(queue, before)
+  local ring, slot = K.totals(queue), math.floor(now / SLOT)
+  if before and call('EXISTS', ring) == 0 then
+    call('SETRANGE', ring, (math.floor(before / SLOT) % SLOTS) * 24, struct.pack(NOTE, before, 0, 0))
+  end
+  local t = call('HMGET', K.queue(queue), 'S', 'F')
+  call('SETRANGE', ring, (slot % SLOTS) * 24, struct.pack(NOTE, now, tonumber(t[1] or 0), tonumber(t[2] or 0)))
+  call('EXPIRE', ring, KEPT)
+end
+
+local before = tonumber(call('GET', K.noted) or nil)
+if not before or math.floor(before / SLOT) ~= math.floor(now / SLOT) then
+  for _, queue in ipairs(call('SMEMBERS', K.queues)) do note(queue, before) end
+  call('SET', K.noted, text_of(now), 'EX', KEPT)
+end
+
 local horizon = now
 for _, time in ipairs(call('HVALS', K.intake)) do horizon = math.min(horizon, tonumber(time)) end
 horizon = horizon - A[1]

@@ -1,13 +1,14 @@
 -- The log has these entries: out of the outbox; the positions of final tasks are complete.
 -- flags: allow-oom
--- ARGV[2] {holder, items}: holder, whose outbox; item {id, attempt, final}
--- Reply OK {positions}: "queue:partition:offset" of what became complete
+-- ARGV[2] {holder, items, tell}: holder, whose outbox; item {id, attempt, final}
+-- Reply OK {positions}: "queue:partition:offset" of what became complete; where tell is true {positions, taken}: the numbers of the items
+--   that this call took out, and no other
 -- May be repeated. The entry must be the one that ended the task: of this holder, at this attempt.
 
 local why = refused()
 if why then return reply(why) end
-local holder, items = A[1], A[2]
-local fields, positions, offsets = {}, {}, {}
+local holder, items, tell = A[1], A[2], A[3]
+local fields, positions, offsets, taken = {}, {}, {}, {}
 
 local function complete(id, attempt)
   local key = K.task(id)
@@ -26,6 +27,11 @@ for _, item in ipairs(items) do
   if item[3] then complete(item[1], item[2]) end
 end
 for partition, list in pairs(offsets) do variadic('ZREM', K.incomplete(partition), list) end
-variadic('HDEL', K.outbox(holder), fields)
+if tell then
+  for i, field in ipairs(fields) do
+    if call('HDEL', K.outbox(holder), field) == 1 then taken[#taken + 1] = i end
+  end
+else variadic('HDEL', K.outbox(holder), fields) end
 if call('EXISTS', K.outbox(holder)) == 0 then call('SREM', K.orphans, holder) end
+if tell then return reply('OK', positions, taken) end
 return reply('OK', positions)

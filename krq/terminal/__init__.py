@@ -1,0 +1,1 @@
+"""``krq dashboard``: queues, workers, tasks and failures, live in a terminal."""
