@@ -236,9 +236,11 @@ class KRQ(Scheduling, Limiting, Listening, RollCalls, DeadLetters, Workflows, Wa
         """These tasks as they stand, None for those that nobody knows."""
         return self._clients.inspector.infos(task_ids)
 
-    def tasks(self, status: TaskStatus | str | None = None, name: str | None = None, limit: int = 100) -> list[TaskInfo]:
-        """At most ``limit`` tasks of a status (None: any) and a name; bounded work, never a scan of all."""
-        return self._clients.inspector.tasks(None if status is None else TaskStatus(status), name, limit)
+    def tasks(self, status: TaskStatus | str | None = None, name: str | None = None, limit: int = 100, *, queue: str | None = None,
+              worker: str | None = None) -> list[TaskInfo]:
+        """At most ``limit`` tasks of a status, a name, a queue, a worker (None: any); bounded work, never a scan of all."""
+        wanted = TaskFilter(status=None if status is None else TaskStatus(status), name=name, queue=queue, worker=worker)
+        return self._clients.inspector.tasks(wanted, limit)
 
     def page(self, wanted: TaskFilter | None = None, cursor: str | None = None, limit: int = 50) -> TaskPage:
         """The same page by page, with a filter by status, name, queue and worker: see ``Inspector.page``."""

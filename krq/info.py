@@ -25,6 +25,7 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
     """the last error: of the failure, or of the attempt before"""
     attempt: int = 0
     failures: int = 0
+    """how often it failed and was to be tried again; a last failure, after which no attempt follows, does not count"""
     deaths: int = 0
     """deaths of its process that are its own doing"""
     interruptions: int = 0

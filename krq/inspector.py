@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -71,12 +71,11 @@ class Inspector:
             raw = redis.hget(self._store.keys("children", task_id), "ids")
         return [] if raw is None else message.named_in(msgspec.msgpack.decode(raw, type=list[str | tuple[str, int]]))
 
-    def tasks(self, status: TaskStatus | None, name: str | None, limit: int, queue: str | None = None) -> list[TaskInfo]:
-        """At most ``limit`` tasks of a status (None: any), a name, a queue; the newest or the next first.
+    def tasks(self, wanted: TaskFilter, limit: int) -> list[TaskInfo]:
+        """At most ``limit`` tasks; the newest or the next first.
 
-        With a name or queue it reads at most 50 × ``limit`` tasks to find them.
+        With more than a status to look for it reads at most 50 × ``limit`` tasks to find them.
         """
-        wanted = TaskFilter(status=status, name=name, queue=queue)
         found: dict[str, TaskInfo] = {}
         looked, cursor = 0, None
         while len(found) < limit:
@@ -228,6 +227,17 @@ class Inspector:
                 pipeline.hget(keys.partition("mark", queue, number), "next")
             values = pipeline.execute()
         return {(self._config.topic(q), n): int(value) for (q, n), value in zip(wanted, values, strict=True) if value is not None}
+
+
+class Clients(Protocol):
+    """What those who read for an app ask of its clients."""
+
+    @property
+    def store(self) -> Store: ...
+    @property
+    def broker(self) -> Broker: ...
+    @property
+    def inspector(self) -> Inspector: ...
 
 
 def _info(task_id: str, fields: dict[str, str]) -> TaskInfo:

@@ -6,22 +6,20 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from krq import ids, loglines
-from krq.brokers.base import Broker
 from krq.config import Config
 from krq.errors import KRQError, RedisConnectionError, TaskNotFound
 from krq.handle import TaskHandle
 from krq.info import TaskInfo
-from krq.inspector import Inspector
+from krq.inspector import Clients
 from krq.loglines import KEPT, LogLine
 from krq.logs import Wait
 from krq.sent import Arriving
 from krq.store import lines
-from krq.store.client import Store
 
 log = logging.getLogger("krq.lines")
 
@@ -31,17 +29,6 @@ RECORDS = 500
 LOOK, LATE, AGAIN = 0.5, 0.5, 0.5
 #: seconds after its end at which all lines of a task are there
 SETTLED = 10.0
-
-
-class Clients(Protocol):
-    """What this asks of an app's clients."""
-
-    @property
-    def store(self) -> Store: ...
-    @property
-    def broker(self) -> Broker: ...
-    @property
-    def inspector(self) -> Inspector: ...
 
 
 class LogReading:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -18,26 +18,14 @@ from krq.errors import BrokerConnectionError
 from krq.events import Entry
 from krq.handle import TaskHandle
 from krq.info import Event, Story
-from krq.inspector import Inspector
+from krq.inspector import Clients
 from krq.logs import Wait
-from krq.store.client import Store
 from krq.story import Storyteller
 
 log = logging.getLogger("krq.events")
 
 #: seconds of one look at the log, and until the next after it could not be reached
 LOOK, PATIENCE = 1.0, 0.5
-
-
-class Clients(Protocol):
-    """What this asks of an app's clients."""
-
-    @property
-    def store(self) -> Store: ...
-    @property
-    def broker(self) -> Broker: ...
-    @property
-    def inspector(self) -> Inspector: ...
 
 
 class Watching:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: what may be left when all tasks are forgotten: identity, marks, counters of queues, who works, what was
 LEFT = {
     "epoch", "asserted", "queue", "queues", "wake", "mark", "intake", "sequence", "beats", "worker", "names", "taken", "deaths", "expel",
-    "gone",
+    "gone", "totals", "noted",
 }  # fmt: skip
 FINAL = frozenset({"S", "F", "C"})
 

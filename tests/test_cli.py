@@ -109,6 +109,8 @@ def test_pending(world: World) -> None:
     assert third[6:] == ["-", "-"]
     assert [one["status"] for one in world.shell.json("pending", "-n", "1")] == ["processing"]
     assert world.shell.ok("pending", "--name", "nobody") == "No task is queued or being processed.\n"
+    assert [one["id"] for one in world.shell.json("pending", "--queue", "unserved")] == [world.ids["queued"]]
+    assert {one["id"] for one in world.shell.json("pending", "--worker", "w1")} == {world.ids["hold1"], world.ids["hold2"]}
 
 
 def test_recent(world: World) -> None:
@@ -121,6 +123,8 @@ def test_recent(world: World) -> None:
     assert re.search(r"ago|now", out[1][5])
     assert out[1][6].endswith("s")
     assert [one["id"] for one in world.shell.json("recent", "--status", "failed")] == [world.ids["boom"]]
+    assert [one["id"] for one in world.shell.json("recent", "--worker", "w1", "--name", "boom")] == [world.ids["boom"]]
+    assert world.shell.ok("recent", "--worker", "nobody") == "No task has ended yet.\n"
 
 
 def test_delayed(world: World) -> None:
@@ -129,7 +133,7 @@ def test_delayed(world: World) -> None:
     assert first[-1] == "OSError: the other side is away"
     assert second[0] == world.ids["delayed"]
     assert second[4] in ("in 49 min", "in 50 min")
-    assert [one["status"] for one in world.shell.json("delayed")] == ["scheduled"] * 2
+    assert [one["status"] for one in world.shell.json("delayed", "--queue", "default")] == ["scheduled"] * 2
 
 
 def test_task(world: World) -> None:

@@ -12,7 +12,7 @@ import click
 import pytest
 from cli_shell import Shell
 
-from krq import TaskStatus
+from krq import TaskStatus, phrases
 from krq.cli import root, text
 from krq.dev.process import free_port
 
@@ -108,7 +108,7 @@ def test_the_overview_and_the_version(capsys: pytest.CaptureFixture[str]) -> Non
     (0.0034, "3 ms"), (1.24, "1.2 s"), (59.9, "59 s"), (60, "1 min"), (3599, "59 min"), (7200, "2 h"), (200_000, "2 d"), (-1, "0 ms"),
 ])
 def test_spans(seconds: float, said: str) -> None:
-    assert text.span(seconds) == said
+    assert phrases.span(seconds) == said
 
 
 def test_times_from_now() -> None:

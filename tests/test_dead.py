@@ -275,7 +275,7 @@ def test_the_list_and_one_letter(shell: Shell) -> None:
     assert len(shell.ok("dead", "--code", "ValueError").splitlines()) == 4
     shown = shell.ok("dead", "show", "a")
     assert "ValueError" in shown
-    assert "all of its 1 retries are used up" in shown
+    assert "its one retry is used up" in shown
     assert '"task":"fails"' in shown
     assert "in fails" in shown
     rows = [line.split()[:3] for line in shown.splitlines()]

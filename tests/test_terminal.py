@@ -244,12 +244,12 @@ def test_without_the_library_it_says_what_to_install(world: World) -> None:
 
 def test_columns_fit_their_room() -> None:
     columns = [Column("NAME", 6), Column("N", right=True), Column("MORE", 8, 2), Column("WHY", 10, 1)]
-    assert fit(columns, [20, 3, 0, 0], 40, 2) == [Fitted(0, 33), Fitted(1, 3)], "what is empty takes no room"
+    assert fit(columns, [20, 3, 0, 0], 40, 2) == [Fitted(0, 20), Fitted(1, 3)], "what is empty takes no room"
     assert [one.which for one in fit(columns, [6, 3, 8, 10], 35, 2)] == [0, 1, 2, 3]
     assert [one.which for one in fit(columns, [6, 3, 8, 10], 34, 2)] == [0, 1, 3]
     assert fit(columns, [30, 3, 8, 10], 12, 2) == [Fitted(0, 6), Fitted(1, 3)]
     for room in range(13, 90):
-        assert sum(one.width + 2 for one in fit(columns, [30, 3, 8, 40], room, 2)) == room
+        assert sum(one.width + 2 for one in fit(columns, [30, 3, 8, 40], room, 2)) == min(room, 89)
 
 
 def test_bars_and_numbers() -> None:

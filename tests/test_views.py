@@ -335,7 +335,7 @@ def test_the_page_shows_it(page: Page, stage: Stage) -> None:
     expect(page.locator("#pulse.live")).to_be_visible()
     for tile in ("ready", "processing", "scheduled", "succeeded", "failed"):
         expect(page.locator(f"[data-number='{tile}']")).to_have_text(f"{totals(truth)[tile]:,}")
-    expect(page.locator(".tiles")).to_contain_text(f"{truth.total('retried')} tried again · {len(truth.dead)} dead letters")
+    expect(page.locator(".tiles")).to_contain_text(f"{truth.total('retried')} retried · {len(truth.dead)} dead")
     expect(page.locator(".tiles")).to_contain_text(f"{len(truth.of('waiting'))} wait for others")
     page.goto(f"{stage.web.base_url}/#/queues")
     for row in table(page, "Queues"):

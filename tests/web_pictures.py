@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import shutil
 import sys
@@ -22,6 +23,7 @@ IMAGES = Path(__file__).parent.parent / "docs" / "images"
 SECONDS = 75
 
 app = krq.KRQ()
+log = logging.getLogger("shop.bank")
 
 
 @app.task
@@ -45,8 +47,10 @@ def fetch(url: str) -> int:
 
 @app.task(retries=1, backoff=1, mask=["card"])
 def charge(customer: int, amount: float, card: str) -> str:
+    print(f"asking the bank of customer {customer} for {amount:.2f}")
     time.sleep(0.05)
     if customer % 7 == 0:
+        log.warning("no answer but no")
         raise ValueError(f"the card of customer {customer} was declined")
     return f"paid {amount:.2f}"
 
@@ -94,11 +98,11 @@ def flow(mine: krq.KRQ) -> str:
     return (images | task("report").s() | caches | task("publish").s()).send().id
 
 
-def shoot(page: Page, url: str, name: str, wait: float = 1.5) -> None:
+def shoot(page: Page, url: str, name: str, wait: float = 1.5, *, whole: bool = False) -> None:
     page.goto(url)
     page.wait_for_selector("#pulse.live")
     time.sleep(wait)
-    page.screenshot(path=IMAGES / f"{name}.png")
+    page.screenshot(path=IMAGES / f"{name}.png", full_page=whole)
 
 
 def main() -> None:
@@ -124,7 +128,7 @@ def main() -> None:
             shoot(page, f"{url}/#/workflows/{last}", "workflow", 5)
             page.emulate_media(color_scheme="dark")
             shoot(page, f"{url}/#/", "overview-dark")
-            shoot(page, f"{url}/#/tasks/{dead}", "task-dark")
+            shoot(page, f"{url}/#/tasks/{dead}", "task-dark", whole=True)
             phone = browser.new_page(viewport={"width": 375, "height": 760})
             shoot(phone, f"{url}/#/tasks", "tasks-phone")
             loading.join()

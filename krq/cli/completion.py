@@ -27,9 +27,9 @@ def completion(ctx: click.Context, shell: str) -> None:
 
     \b
     Example:
-      eval "$(krq completion bash)"       # in ~/.bashrc
-      eval "$(krq completion zsh)"        # in ~/.zshrc, after compinit
       krq completion fish | source        # in ~/.config/fish/config.fish
+      eval "$(krq completion zsh)"        # in ~/.zshrc, after compinit
+      eval "$(krq completion bash)"       # in ~/.bashrc
     """
     found = get_completion_class(shell)
     assert found is not None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -21,7 +22,20 @@ from krq.states import TaskStatus
 
 NUMBERS = ("READY", "DELAYED", "BACKLOG", "PER S", "SUCCEEDED", "FAILED", "CANCELLED", "RETRIED")
 
-name_option = click.option("--name", metavar="TASK", help="Only tasks of this name.")
+Wanted = Mapping[str, str | None]
+
+
+def filtered(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that narrow a list of tasks; it gets them as ``wanted``, to pass on to ``app.tasks``."""
+
+    @click.option("--worker", metavar="WORKER", help="Only tasks that this worker has, or had last.")
+    @click.option("--queue", metavar="QUEUE", help="Only tasks of this queue.")
+    @click.option("--name", metavar="TASK", help="Only tasks of this name.")
+    @functools.wraps(function)
+    def command(*args: Any, name: str | None, queue: str | None, worker: str | None, **kwargs: Any) -> None:
+        function(*args, wanted={"name": name, "queue": queue, "worker": worker}, **kwargs)
+
+    return command
 
 
 @click.command(short_help="Numbers of each queue and of all.")
@@ -96,20 +110,20 @@ def workers(app: KRQ, as_json: bool) -> None:
 
 
 @click.command(short_help="Tasks that are queued or being processed.")
-@name_option
+@filtered
 @text.limit_option
 @text.json_option
 @connected
 @watched
-def pending(app: KRQ, name: str | None, limit: int, as_json: bool) -> None:
+def pending(app: KRQ, wanted: Wanted, limit: int, as_json: bool) -> None:
     """Tasks that are queued or being processed.
 
     \b
     Example:
       krq pending --name add -n 10
     """
-    found = app.tasks(TaskStatus.PROCESSING, name, limit)
-    found += app.tasks(TaskStatus.QUEUED, name, limit - len(found)) if len(found) < limit else []
+    found = app.tasks(TaskStatus.PROCESSING, limit=limit, **wanted)
+    found += app.tasks(TaskStatus.QUEUED, limit=limit - len(found), **wanted) if len(found) < limit else []
     if _empty_or_json(found, as_json, "No task is queued or being processed."):
         return
     rows = [
@@ -129,20 +143,20 @@ def _running(one: TaskInfo) -> str:
 
 @click.command(short_help="Tasks that have ended, the latest first.")
 @click.option("--status", type=click.Choice([one.value for one in TaskStatus if one.final]), help="Only tasks that ended so.")
-@name_option
+@filtered
 @text.limit_option
 @text.json_option
 @connected
 @watched
-def recent(app: KRQ, status: str | None, name: str | None, limit: int, as_json: bool) -> None:
+def recent(app: KRQ, status: str | None, wanted: Wanted, limit: int, as_json: bool) -> None:
     """Tasks that have ended, the latest first.
 
     \b
     Example:
       krq recent --status failed
     """
-    wanted = [TaskStatus(status)] if status else [one for one in TaskStatus if one.final]
-    found = [one for each in wanted for one in app.tasks(each, name, limit)]
+    ends = [TaskStatus(status)] if status else [one for one in TaskStatus if one.final]
+    found = [one for each in ends for one in app.tasks(each, limit=limit, **wanted)]
     found = sorted(found, key=lambda one: one.finished or 0, reverse=True)[:limit]
     if _empty_or_json(found, as_json, "No task has ended yet."):
         return
@@ -161,19 +175,19 @@ def _end(one: TaskInfo) -> str:
 
 
 @click.command(short_help="Tasks that wait for their time, the next first.")
-@name_option
+@filtered
 @text.limit_option
 @text.json_option
 @connected
 @watched
-def delayed(app: KRQ, name: str | None, limit: int, as_json: bool) -> None:
+def delayed(app: KRQ, wanted: Wanted, limit: int, as_json: bool) -> None:
     """Tasks that wait for their time (a delay, an ETA, the back-off before another attempt), the next first.
 
     \b
     Example:
       krq delayed
     """
-    found = sorted(app.tasks(TaskStatus.SCHEDULED, name, limit), key=lambda one: one.due or 0)
+    found = sorted(app.tasks(TaskStatus.SCHEDULED, limit=limit, **wanted), key=lambda one: one.due or 0)
     if _empty_or_json(found, as_json, "No task is scheduled."):
         return
     rows = [[one.id, one.name, one.queue, one.attempt, text.until(one.due), text.ago(one.sent), phrases.error(one.error)] for one in found]
@@ -249,7 +263,7 @@ def task(app: KRQ, task_id: str, as_json: bool) -> None:
 
 def _details(one: TaskInfo) -> list[tuple[str, str]]:
     took = text.between(one.started, one.finished)
-    attempts = f"{one.attempt}" + (f", {text.count(one.failures, 'failure')}" if one.failures else "")
+    attempts = f"{one.attempt}" + (f", after {text.count(one.failures, 'failure')}" if one.failures else "")
     attempts += f", {text.count(one.deaths, 'death')} of its process" if one.deaths else ""
     attempts += f", {text.count(one.interruptions, 'interruption')}" if one.interruptions else ""
     return [

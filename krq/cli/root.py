@@ -28,6 +28,7 @@ class Root(click.Group):
             "dashboard", "web",
         )),
         ("Act", ("submit", "cancel", "retry", "pause", "resume", "purge", "clear", "schedules", "limits")),
+        ("Shell", ("completion",)),
     )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

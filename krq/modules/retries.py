@@ -119,7 +119,8 @@ class Retries(Module):
         if left is None:
             left = settings.get("retries", self._retries)
         if attempt.failures >= left:
-            return _final(outcome, f"all of its {left} retries are used up" if left else "it has no retries")
+            used = f"all of its {left} retries are used up" if left > 1 else "its one retry is used up"
+            return _final(outcome, used if left else "it has no retries")
         try:
             rules = _chosen(_rules(settings), attempt.message.headers.get(RULES))
             delay = self._delay(attempt, outcome, settings.get("backoff", self._backoff))

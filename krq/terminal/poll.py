@@ -20,8 +20,8 @@ HISTORY = 900
 BACKLOG_INTERVAL = 5.0
 #: rows of a list
 FAILED, DEATHS, TASKS = 100, 50, 200
-#: a look takes at most this share of the time
-SHARE = 0.2
+#: a look takes at most this share of the time, unless that would mean more than so many intervals between two
+SHARE, STRETCH = 0.2, 10
 RUNNING, WAITING = TaskFilter(status=TaskStatus.PROCESSING), TaskFilter(status=TaskStatus.WAITING)
 NOTHING = TaskPage(tasks=[], cursor=None, looked=0)
 
@@ -82,15 +82,16 @@ class Poller:
     def _poll(self) -> None:
         while not self._stopped.is_set():
             self._wake.clear()
-            began = time.monotonic()
+            began, wait = time.monotonic(), self._interval
             try:
                 found: Look | Exception = self._look()
+                wait = max(wait, min((time.monotonic() - began) / SHARE, wait * STRETCH))
             except Exception as error:  # one that is not ours ends the display, which a thread alone could not
                 found = error
             if self._stopped.is_set():
                 return
             self._tell(found)
-            self._wake.wait(max(self._interval, (time.monotonic() - began) / SHARE))
+            self._wake.wait(wait)
 
     def _look(self) -> Look:
         inspector, asked = self._app.inspector, self._wanted

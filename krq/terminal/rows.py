@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from krq.info import QueueStats, TaskInfo, TaskPage, WorkerFailure, WorkerInfo
-from krq.phrases import COLOURS, Styled, ago, between, coarse, count, error, until
+from krq.phrases import COLOURS, Styled, ago, between, coarse, count, error, rate, until
 from krq.states import TaskStatus
 from krq.terminal.charts import short
 from krq.terminal.filter import Wanted
@@ -40,7 +40,7 @@ def _since(moment: float | None) -> str:
 # --- queues --------------------------------------------------------------------------------------
 
 QUEUES = (
-    Column("QUEUE", 8), Column("READY", right=True), Column("SCHED", right=True), Column("WAIT", right=True), Column("RUN", right=True),
+    Column("QUEUE", 16), Column("READY", right=True), Column("SCHED", right=True), Column("WAIT", right=True), Column("RUN", right=True),
     Column("BACKLOG", right=True), Column("DONE", right=True), Column("FAILED", right=True), Column("PER S", right=True),
     Column("5 MIN", rank=2, right=True), Column("15 MIN", rank=2, right=True), Column("RETRIED", rank=3, right=True),
     Column("CANCELLED", rank=3, right=True), Column("", 6),
@@ -67,7 +67,7 @@ def _queue(one: QueueStats, backlog: int, running: Styled, waiting: Styled) -> l
     return [
         Styled(one.queue, bold=True), _number(one.ready), _number(one.scheduled), waiting, running,
         Styled("?", "yellow") if backlog < 0 else _number(backlog), _number(one.succeeded, "green"),
-        _number(one.failed, "red"), *(short(rate) for rate in one.rates),
+        _number(one.failed, "red"), *(rate(each) for each in one.rates),
         _number(one.retried), _number(one.cancelled), Styled(", ".join(notes), "yellow"),
     ]
 
@@ -75,9 +75,9 @@ def _queue(one: QueueStats, backlog: int, running: Styled, waiting: Styled) -> l
 # --- workers -------------------------------------------------------------------------------------
 
 WORKERS = (
-    Column("WORKER", 10), Column("", 10, 2), Column("BUSY", right=True), Column("DONE", right=True), Column("FAILED", right=True),
+    Column("WORKER", 16), Column("", 10, 2), Column("BUSY", right=True), Column("DONE", right=True), Column("FAILED", right=True),
     Column("RETRIED", right=True, rank=1), Column("BEAT", 7), Column("UP", rank=1, right=True), Column("HOST", 6, 3),
-    Column("PID", rank=4, right=True), Column("QUEUES", 8),
+    Column("PID", rank=4, right=True), Column("QUEUES", 24),
 )
 #: a heart that has not beaten for so many seconds is worth a look
 LATE = 3.0
@@ -105,8 +105,8 @@ def _gauge(part: int, whole: int, width: int) -> str:
 # --- tasks ---------------------------------------------------------------------------------------
 
 TASK_COLUMNS = (
-    Column("TASK", 12), Column("STATUS", 10), Column("QUEUE", 7), Column("FOR", right=True), Column("PROGRESS", 15, 1),
-    Column("WORKER", 8), Column("TRY", right=True), Column("AGE", rank=2, right=True), Column("ID", 28, 3), Column("", 24, 1),
+    Column("TASK", 20), Column("STATUS", 10), Column("QUEUE", 12), Column("FOR", right=True), Column("PROGRESS", 15, 1),
+    Column("WORKER", 12), Column("TRY", right=True), Column("AGE", rank=2, right=True), Column("ID", 28, 3), Column("", 24, 1),
 )
 
 
@@ -144,7 +144,7 @@ def _progress(one: TaskInfo) -> str:
 # --- failures ------------------------------------------------------------------------------------
 
 FAILURES = (
-    Column("AGO", right=True), Column("WHAT", 6), Column("NAME", 12), Column("WHY", 36),
+    Column("AGO", right=True), Column("WHAT", 6), Column("NAME", 20), Column("WHY", 36),
     Column("TRY", right=True, rank=1), Column("WORKER", 8, 2), Column("QUEUE", 7, 3), Column("ID", 28, 4),
 )
 

@@ -62,7 +62,6 @@ def fit(columns: Sequence[Column], needs: Sequence[int], room: int, gap: int) ->
     for i in sorted(shown, key=lambda i: columns[i].rank):
         more = min(spare, max(0, needs[i] - least[i]))
         widths[i], spare = least[i] + more, spare - more
-    widths[max((i for i in shown if not columns[i].right), default=shown[-1])] += spare
     return [Fitted(i, widths[i]) for i in shown]
 
 

@@ -84,7 +84,7 @@ export default function overview(page) {
       tile(
         "failed",
         number(totals.failed),
-        `${number(totals.retried)} tried again · ${number(totals.dead)} dead letters`,
+        `${number(totals.retried)} retried · ${number(totals.dead)} dead`,
         totals.failed ? "failed" : "",
         ["tasks", { status: "failed" }],
       ),

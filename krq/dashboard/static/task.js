@@ -45,7 +45,7 @@ export default function task(page, id) {
   const attempts = (one) =>
     [
       one.attempt,
-      one.failures && `${one.failures} failed`,
+      one.failures && `after ${one.failures} ${one.failures === 1 ? "failure" : "failures"}`,
       one.deaths && `${one.deaths} died`,
       one.interruptions && `${one.interruptions} interrupted`,
     ]
