@@ -23,7 +23,7 @@ from krq.store.scripts import Script
 from krq.version import __version__
 from krq.worker.brood import Brood
 from krq.worker.drift import Drift
-from krq.worker.engine import Engine, Held, Settle, Turn
+from krq.worker.engine import Engine, Held, Settle, Turn, taken
 from krq.worker.hosts import Hosts
 from krq.worker.intake import Intake
 from krq.worker.log import LogKeeper
@@ -285,26 +285,12 @@ class Child:
                 self.stop()
         if turn.take and answers[-1].ok:
             tasks, due, more = answers[-1].values
-            new = self.engine.took(self._read(tasks), turn.take, None if due in (None, False) else due / 1000, more=more, now=now)
+            new = self.engine.took(taken(tasks), turn.take, None if due in (None, False) else due / 1000, more=more, now=now)
             if self._fail is not None and new:
                 self._fail(Failpoint.TAKE_ANSWERED)
             if new:
                 self.runner.observe("received", new)
             self.slots.start(new, short=0 < self.engine.mean < SHORT)
-
-    def _read(self, tasks: Sequence[Sequence[Any]]) -> list[Held]:
-        read = []
-        for task_id, attempt, failures, deaths, raw, sent, queue, inputs, known, alone in tasks:
-            held = Held(id=task_id, attempt=attempt, failures=failures, deaths=deaths, raw=raw, sent=sent, queue=queue,
-                        inputs=inputs or None, known=known, alone=bool(alone))
-            try:
-                held.message = message.reread(raw)
-            except ValueError as error:
-                # only a hand in Redis can do this; the task stays where it is, and `krq task` shows it
-                log.error("task %s has no message that can be read: %s", task_id, error)
-                continue
-            read.append(held)
-        return read
 
     def _run(self, slot: int, held: Held) -> None:
         """Run one task; called in its slot. A process that was frozen past its lease begins nothing more."""

@@ -6,14 +6,17 @@ engines through any schedule against the real scripts.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from krq.message import Message, spans
+from krq.message import Message, reread, spans
 from krq.outcome import Family
+
+log = logging.getLogger("krq.worker")
 
 #: most tasks that one script call takes, and most that it ends: no call should keep the others waiting for 20 ms
 MAX_BATCH = 250
@@ -50,6 +53,22 @@ class Held(msgspec.Struct, kw_only=True, eq=False):
     """its end is in the host's ``results.log``"""
     context: Any = None
     """the running context, for telling it to stop"""
+
+
+def taken(tasks: Iterable[Sequence[Any]]) -> list[Held]:
+    """What take.lua gave."""
+    read = []
+    for task_id, attempt, failures, deaths, raw, sent, queue, inputs, known, alone in tasks:
+        held = Held(id=task_id, attempt=attempt, failures=failures, deaths=deaths, raw=raw, sent=sent, queue=queue,
+                    inputs=inputs or None, known=known, alone=bool(alone))
+        try:
+            held.message = reread(raw)
+        except ValueError as error:
+            # only a hand in Redis can do this; the task stays where it is, and `krq task` shows it
+            log.error("task %s has no message that can be read: %s", task_id, error)
+            continue
+        read.append(held)
+    return read
 
 
 class Settle(NamedTuple):
