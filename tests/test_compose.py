@@ -18,6 +18,7 @@ from krq.cli.root import root
 from krq.cli.target import load
 from krq.config import Config
 from krq.config import load as load_config
+from krq.dashboard.access import WebSettings
 from krq.dev.kafka_jars import KAFKA
 from krq.dev.valkey import find_binary
 
@@ -101,9 +102,20 @@ def test_volumes_are_declared(compose: dict[str, Any]) -> None:
     assert used == set(compose["volumes"])
 
 
-def test_the_dashboards_port_is_free(compose: dict[str, Any]) -> None:
-    taken = {port.split(":")[-2] for service in compose["services"].values() for port in service.get("ports", [])}
-    assert "8080" not in taken
+def test_the_dashboard_starts_with_a_token_and_only_this_machine_reaches_it(
+    compose: dict[str, Any], workers: list[dict[str, Any]]
+) -> None:
+    web = compose["services"]["web"]
+    krq, name, *options = web["command"]
+    token = re.fullmatch(r"\$\{KRQ_WEB_TOKEN:-(.*)\}", web["environment"]["KRQ_WEB_TOKEN"])
+    assert (krq, name) == ("krq", "web") and token is not None
+    with root.commands[name].make_context(name, options) as context:
+        given = {field: value for field, value in context.params.items() if field in WebSettings.__struct_fields__ and value is not None}
+        WebSettings(**{**given, "token": token[1]}).check()
+        assert web["ports"] == [f"127.0.0.1:8080:{context.params['port']}"]
+    assert {key: web["environment"][key] for key in ("KRQ_BROKER", "KRQ_BACKEND")}.items() <= workers[0]["environment"].items()
+    assert web["depends_on"] == workers[0]["depends_on"]
+    assert "'.[web,metrics]'" in (ROOT / "Dockerfile").read_text()
 
 
 def test_the_image_has_what_the_command_needs(workers: list[dict[str, Any]]) -> None:

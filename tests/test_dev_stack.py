@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -11,7 +12,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from cli_shell import until
@@ -71,9 +74,10 @@ class Dev:
         self.log = folder / f"dev-{self.port}.log"
         self.url = f"redis://127.0.0.1:{self.port}/0"
         variables = {**os.environ, "TMPDIR": str(folder), "KRQ_LEASE": "3", "KRQ_HEARTBEAT": "0.5", **environment}
+        page = () if "--web-port" in words else ("--web-port", "0")
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "krq", "dev", "--port", str(self.port), *words],
+                [sys.executable, "-P", "-m", "krq", "dev", "--port", str(self.port), *page, *words],
                 cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )
 
@@ -136,6 +140,29 @@ def test_dev_runs_an_app_and_ctrl_c_ends_it(start: Callable[..., Dev], tasks: Pa
     assert "Stopping; Ctrl-C again stops at once." in one.said
     assert "Traceback" not in one.said
     assert not list(tasks.parent.glob(f"{PREFIX}*")), "the temporary folder is gone"
+
+
+def test_dev_shows_the_dashboard_of_the_app(start: Callable[..., Dev], tasks: Path) -> None:
+    tasks.write_text(tasks.read_text().replace("krq.KRQ(", 'krq.KRQ(namespace="mine", '))
+    page = f"http://127.0.0.1:{free_port()}/"
+    one = start("tasks.py", "--web-port", page.rpartition(":")[2].rstrip("/"))
+    one.wait_for("is ready")
+    assert f"Web     {page}\n" in one.said
+
+    def seen() -> list[str]:
+        with suppress(OSError), urlopen(f"{page}api/workers", timeout=5) as answer:
+            return [worker["id"] for worker in json.load(answer)["workers"]]
+        return []
+
+    until(lambda: len(seen()) == 1)
+    assert one.end(signal.SIGINT) == 0
+
+
+def test_a_dashboard_that_ends_does_not_end_dev(start: Callable[..., Dev], tasks: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        one = start("--web-port", str(taken.getsockname()[1]))
+        one.wait_for("Note: the dashboard ended (exit code 1)")
+        assert one.end(signal.SIGTERM) == 0
 
 
 def test_dev_killed_leaves_no_process_behind(start: Callable[..., Dev], tasks: Path) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
@@ -129,25 +129,26 @@ class Stack:
             self._lock = None
 
 
-class Workers:
-    """``krq worker APP`` as a child process that uses the servers of a stack, and ends when this process does."""
+class Program:
+    """A command of ``krq`` as a child process that uses the servers of a stack, and ends when this process does."""
 
-    def __init__(self, stack: Stack, target: str, options: Sequence[str] = ()) -> None:
-        """``target``: as ``krq worker`` takes it. ``options``: more options for it."""
+    def __init__(self, stack: Stack, *words: str, quiet: bool = False) -> None:
+        """``words``: the command and its arguments. ``quiet``: what it says goes nowhere, else to our stdout and stderr."""
         self._stack = stack
-        self._arguments = [target, *options]
+        self._words = words
+        self._output = subprocess.DEVNULL if quiet else None
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and return at once; it writes to our stdout and stderr. Call it from a thread that stays."""
+        """Start it and return at once. Call it from a thread that stays."""
         self._process = subprocess.Popen(
-            # a session of its own: Ctrl-C in the terminal is for us, and we stop the workers before the servers
+            # a session of its own: Ctrl-C in the terminal is for us, and we stop it before the servers
             [sys.executable, "-I", "-S", str(GUARD), Server.guard, str(os.getpid()),
              # -P: the working directory comes to sys.path once KRQ is loaded, so that no queue.py there hides Python's
-             sys.executable, "-P", "-m", "krq", "worker", *self._arguments],
+             sys.executable, "-P", "-m", "krq", *self._words],
             env={"KRQ_LOG_DIR": str(self._stack.logs), **os.environ, **self._stack.environment},
             stdin=subprocess.PIPE if Server.guard == "pipe" else subprocess.DEVNULL,
-            start_new_session=True,
+            stdout=self._output, stderr=self._output, start_new_session=True,
         )
 
     @property
@@ -156,7 +157,7 @@ class Workers:
         return None if self._process is None else self._process.poll()
 
     def stop(self, patience: float | None = None) -> None:
-        """SIGTERM: its tasks get their grace time; after ``patience`` seconds (None: never) SIGKILL. Idempotent."""
+        """SIGTERM: tasks get their grace time; after ``patience`` seconds (None: never) SIGKILL. Idempotent."""
         if self._process is None:
             return
         self._process.terminate()
@@ -165,7 +166,7 @@ class Workers:
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to it and to the children that run its tasks. Idempotent."""
+        """SIGKILL to it and to the children that run tasks. Idempotent."""
         if self._process is None:
             return
         # children of a supervisor that is gone die with it, and leave a group behind that is empty

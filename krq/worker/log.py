@@ -55,7 +55,6 @@ class _Item(msgspec.Struct, frozen=True):
     dead: bool = False
     settle: Settle | None = None
 
-
     @property
     def burden(self) -> int:
         """Characters of its message, which a dead letter has."""
