@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 from cli_shell import TASKS, Shell
-from harness import Servers, Worker, until
+from harness import Servers, Worker, in_memory, until
 from shard import Shard
 from starlette.testclient import TestClient
 
@@ -72,9 +72,9 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
 
 
 @pytest.fixture
-def own_valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
+def own_valkey() -> Iterator[ValkeyServer]:
     """A server that loses nothing, for one test to stop, start and fill."""
-    with ValkeyServer(tmp_path / "valkey", fsync="always") as server:
+    with in_memory() as folder, ValkeyServer(folder, fsync="always") as server:
         yield server
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,14 @@ import krq
 
 T = TypeVar("T")
 HERE = Path(__file__).parent
+
+
+@contextmanager
+def in_memory() -> Iterator[Path]:
+    """A folder for the files of a Valkey that must lose nothing: on a disk that takes seconds for a flush it would stand still."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="krq-test-", dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder)
 
 
 def until(condition: Callable[[], T], what: str, timeout: float = 20.0) -> T:

@@ -21,10 +21,11 @@ def noted(path: Path, kind: str) -> Counter[str]:
 
 
 def outcries(worker: Worker) -> Counter[str]:
-    """Lines above INFO, by who spoke; a line that is none of the log's counts as an outcry, too."""
-    pattern = r"[\d-]+ [\d:,]+ (?P<level>\w+) +(?P<name>[\w.]+): (?P<rest>.*)|(?P<other>.+)"
+    """Lines above INFO, by who spoke, but for failures of tasks; a line that is none of the log's counts as an outcry, too."""
+    pattern = r"[\d-]+ [\d:.]+ (?P<level>\w+) +(?P<name>[\w.]+): (?P<rest>.*)|(?P<other>.+)"
     lines = (re.match(pattern, each) for each in worker.text.splitlines())
-    return Counter(line["name"] or line["other"] for line in lines if line and line["level"] not in ("DEBUG", "INFO"))
+    told = [line for line in lines if line and line["level"] not in ("DEBUG", "INFO") and line["name"] != "krq.tasks"]
+    return Counter(line["name"] or line["other"] for line in told)
 
 
 def start_load(app: krq.KRQ, path: Path, longs: int, seconds: float) -> list[krq.TaskHandle[Any]]:

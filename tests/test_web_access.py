@@ -25,8 +25,8 @@ from krq.errors import ConfigError
 ROUTES = {
     "nobody": {"GET /", "GET /static/{name}", "GET /live", "GET /ready", "GET /api/openapi.json", "GET /api/session", "POST /api/login",
                "POST /api/logout"},
-    "view": {"GET /metrics", "GET /api/overview", "GET /api/events", "GET /api/tasks", "GET /api/task", "GET /api/workflow",
-             "GET /api/workflows", "GET /api/workers", "GET /api/dead", "GET /api/schedules"},
+    "view": {"GET /metrics", "GET /api/overview", "GET /api/events", "GET /api/logs", "GET /api/tasks", "GET /api/task",
+             "GET /api/workflow", "GET /api/workflows", "GET /api/workers", "GET /api/dead", "GET /api/schedules"},
     "act": {"POST /api/tasks/retry", "POST /api/tasks/cancel", "POST /api/queues/pause", "POST /api/queues/resume", "POST /api/dead/retry",
             "POST /api/dead/purge", "POST /api/schedules/pause", "POST /api/schedules/resume", "POST /api/schedules/fire"},
 }
@@ -58,7 +58,7 @@ def test_nobody_gets_in_without_a_login(web_app: krq.KRQ, route: str) -> None:
             problem(web.get(path, headers={"authorization": f"Bearer {TOKEN}"}), 405)
         elif path != "/api/events":
             headers = {"authorization": f"Bearer {VIEW}"}
-            assert web.get(path, headers=headers).status_code == (400 if path in ("/api/task", "/api/workflow") else 200)
+            assert web.get(path, headers=headers).status_code == (400 if path in ("/api/task", "/api/logs", "/api/workflow") else 200)
 
 
 def test_on_loopback_a_token_is_for_acting(web_app: krq.KRQ) -> None:

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import Servers
+from harness import Servers, in_memory
 
 import krq
 from chaos.checker import BEYOND_LEASE, CHILD, Faults, Recovery, Verdict, check, read
@@ -29,8 +29,6 @@ from chaos.probe import Probe
 from krq.dev.kafka import KafkaServer
 from krq.dev.valkey import ValkeyServer
 
-#: where Valkey keeps its files: a disk that takes seconds for a flush would be a nemesis of its own, and a killed process needs none
-MEMORY = Path("/dev/shm")
 #: what ten minutes have to hold
 MEASURE = (("tasks", 100_000), ("hit", 100), ("pauses", 20), ("Redis restarts", 10), ("Kafka restarts", 5))
 
@@ -83,8 +81,8 @@ def run(options: argparse.Namespace, folder: Path) -> Report:
     notes: list[str] = []
     with (
         KafkaServer(folder / "kafka") as kafka,
-        tempfile.TemporaryDirectory(prefix="krq-chaos-", dir=MEMORY if MEMORY.is_dir() else None) as data,
-        ValkeyServer(Path(data), fsync="always") as valkey,
+        in_memory() as data,
+        ValkeyServer(data, fsync="always") as valkey,
         Probe(valkey) as probe,
     ):
         servers = Servers(
