@@ -80,11 +80,15 @@ def _edges(row: Row, app: krq.KRQ, valkey: ValkeyServer, n: int) -> None:
 def _large(row: Row, app: krq.KRQ, valkey: ValkeyServer, name: str, n: int) -> None:
     """The longest script call, from the first task to the last."""
     with redis.Redis.from_url(valkey.url) as client:
-        client.config_set("slowlog-log-slower-than", 5_000)
+        client.config_set("slowlog-max-len", 10_000)
+        client.config_set("slowlog-log-slower-than", 1_000)
         client.slowlog_reset()
         began = time.perf_counter()
         arrived = (krq.group(app.signature("nothing", i) for i in range(n)) | app.signature("arrival")).send().result(timeout=300)
-        longest = max((call["duration"] for call in client.slowlog_get(1_000)), default=0) / 1000
+        slow = client.slowlog_get(10_000)
+        longest = max((call["duration"] for call in slow if call["command"].startswith(b"EVALSHA")), default=0) / 1000
+        plain = max((call["duration"] for call in slow if not call["command"].startswith((b"EVALSHA", b"CONFIG"))), default=0) / 1000
         client.config_set("slowlog-log-slower-than", 10_000)
     row(f"group of {n:,} with a final task on {name}: all of it", time.perf_counter() - began - (time.time() - arrived), "s")
     row("  longest script call", longest, "ms", "≤ 20", longest <= 20)
+    row("  longest plain command beside them: what the machine adds", plain, "ms")

@@ -295,7 +295,7 @@ def plan(work: Work[Any], new_id: Callable[[], str] = ids.new_id) -> Plan:
         builder.watch(front)
     calls = builder.calls
     if len(calls) > 1:
-        calls = [call._replace(workflow=calls[0].options["task_id"]) for call in calls]
+        calls[0] = calls[0]._replace(workflow=calls[0].options["task_id"])
     return Plan(calls, shape, builder.sender)
 
 
@@ -337,12 +337,17 @@ class _Builder:
         flat = isinstance(work, Map)
         return Branch([shape for shape, _ in parts], in_order=False, flat=flat), Front(after, "concat" if flat else "list", own)
 
+    @property
+    def _workflow(self) -> str | None:
+        """The id of the first task, for those behind it."""
+        return self.calls[0].options["task_id"] if self.calls else None
+
     def watch(self, front: Front) -> None:
         """Add one that does nothing but wait for a group, and takes the rest with it when a member fails."""
         last = self.calls[-1]
         options = {name: last.options[name] for name in ("queue", "priority") if name in last.options}
         options |= {"task_id": self._new_id(), "after": front.after, "on_failure": front.policy}
-        self.calls.append(last._replace(args=[[], 0], kwargs={}, options=options, each="item"))
+        self.calls.append(last._replace(args=[[], 0], kwargs={}, options=options, each="item", workflow=self._workflow))
 
     def _add_call(self, signature: Signature[Any], front: Front, own_id: str) -> tuple[Leaf, Front]:
         if self.sender is None:
@@ -358,7 +363,7 @@ class _Builder:
         if front.inputs == "empty" and not signature.immutable:
             args = [[], *args]
         options = {**call.options, "task_id": task_id, **_edges(signature, front)}
-        self.calls.append(call._replace(args=args, options=options))
+        self.calls.append(call._replace(args=args, options=options, workflow=self._workflow))
         return Leaf(task_id), Front([task_id], "prepend")
 
 
@@ -391,8 +396,10 @@ def _handle(shape: Shape, handles: Mapping[str, TaskHandle[Any]], sender: Sender
 
 def refuse_cycles(edges: Mapping[str, Iterable[str]]) -> None:
     """Raise ``OptionError`` when tasks wait for each other in a circle. ``edges``: id → ids it waits for."""
+    # a circle leads through those that wait alone
+    inner = {task_id: [on for on in others if on in edges] for task_id, others in edges.items()}
     try:
-        graphlib.TopologicalSorter(edges).prepare()
+        graphlib.TopologicalSorter(inner).prepare()
     except graphlib.CycleError as error:
         circle = " → ".join(error.args[1])
         raise OptionError(f"Tasks would wait for each other for ever: {circle}", cure="Take one of them out of after=.") from None
