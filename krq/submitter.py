@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import graphlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, get_args
 
@@ -22,7 +23,6 @@ from krq.message import Inputs, Message, OnFailure
 from krq.store.client import Store
 from krq.store.records import record, standing
 from krq.store.scripts import Script
-from krq.workflow import refuse_cycles
 
 log = logging.getLogger("krq.submit")
 
@@ -148,6 +148,17 @@ class Submitter(Builder):
             if not self._complained:
                 self._complained = True
                 log.warning("the log has the tasks; workers will find them there: %s", error)
+
+
+def refuse_cycles(edges: Mapping[str, Iterable[str]]) -> None:
+    """Raise ``OptionError`` when tasks wait for each other in a circle. ``edges``: id → ids it waits for."""
+    # a circle leads through those that wait alone
+    inner = {task_id: [on for on in others if on in edges] for task_id, others in edges.items()}
+    try:
+        graphlib.TopologicalSorter(inner).prepare()
+    except graphlib.CycleError as error:
+        circle = " → ".join(error.args[1])
+        raise OptionError(f"Tasks would wait for each other for ever: {circle}", cure="Take one of them out of after=.") from None
 
 
 def check_options(options: Mapping[str, Any], modules: Sequence[Module], *, of_task: bool) -> None:

@@ -15,7 +15,6 @@ with fixed ids and edges, and sent as one batch; from then on it runs without it
 
 from __future__ import annotations
 
-import graphlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from types import GenericAlias
@@ -392,14 +391,3 @@ def _handle(shape: Shape, handles: Mapping[str, TaskHandle[Any]], sender: Sender
         return ChainHandle(parts, sender)
     kind: type[GroupHandle[Any]] = MapHandle if shape.flat else GroupHandle
     return kind(cast("list[TaskHandle[Any] | ChainHandle[Any]]", parts), sender, shape.gate)
-
-
-def refuse_cycles(edges: Mapping[str, Iterable[str]]) -> None:
-    """Raise ``OptionError`` when tasks wait for each other in a circle. ``edges``: id → ids it waits for."""
-    # a circle leads through those that wait alone
-    inner = {task_id: [on for on in others if on in edges] for task_id, others in edges.items()}
-    try:
-        graphlib.TopologicalSorter(inner).prepare()
-    except graphlib.CycleError as error:
-        circle = " → ".join(error.args[1])
-        raise OptionError(f"Tasks would wait for each other for ever: {circle}", cure="Take one of them out of after=.") from None

@@ -13,8 +13,8 @@ import krq
 from krq.call import Call
 from krq.errors import ArgumentError, OptionError
 from krq.handle import ChainHandle, GroupHandle, TaskHandle
-from krq.submitter import Submitter
-from krq.workflow import Branch, Chain, Group, Leaf, Plan, Shape, Signature, plan, refuse_cycles
+from krq.submitter import Submitter, refuse_cycles
+from krq.workflow import Branch, Chain, Group, Leaf, Plan, Shape, Signature, plan
 
 app = krq.KRQ(broker="localhost:1", backend="localhost:1")
 
