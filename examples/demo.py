@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from krq import KRQ
-from krq.dev.stack import Stack, Workers
+from krq.dev.stack import Program, Stack
 
 WORDCOUNT = str(Path(__file__).with_name("wordcount.py"))
 NAMES = ("worker-1", "worker-2")
@@ -44,9 +44,9 @@ def main() -> int:
         stack = ends.enter_context(Stack(kafka=True))
         say(f"the backend is {stack.backend}, the broker {stack.broker}")
         for name in NAMES:
-            workers = Workers(stack, WORDCOUNT, ["--worker-id", name])
-            workers.start()
-            ends.callback(workers.stop, 10.0)
+            worker = Program(stack, "worker", WORDCOUNT, "--worker-id", name)
+            worker.start()
+            ends.callback(worker.stop, 10.0)
         with KRQ(broker=stack.broker, backend=stack.backend) as app:
             wait_for_workers(app)
         say("counting")

@@ -19,6 +19,14 @@ T = TypeVar("T")
 HERE = Path(__file__).parent
 
 
+def lines_of(folder: Path, name: str) -> list[str]:
+    """All lines of a file and of those that it was, the oldest first. Nobody must rotate it meanwhile."""
+    files = sorted(folder.glob(f"{name}*"), key=lambda path: -int(path.suffix[1:]) if path.suffix[1:].isdigit() else 0)
+    text = "".join(path.read_text() for path in files)
+    assert text.endswith("\n")
+    return text.splitlines()
+
+
 @contextmanager
 def in_memory() -> Iterator[Path]:
     """A folder for the files of a Valkey that must lose nothing: on a disk that takes seconds for a flush it would stand still."""

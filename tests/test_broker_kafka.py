@@ -16,11 +16,8 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource
 from kafka.partitioner.default import murmur2
 
-from krq.brokers._kafka_clients import addresses
 from krq.brokers._kafka_producer import Budget
 from krq.brokers.base import Outgoing, Position
-from krq.brokers.kafka import KafkaBroker
-from krq.config import Config
 from krq.dev.kafka import KafkaServer
 from krq.errors import ConfigError, KafkaConnectionError, SubmissionError, SubmissionTimeout
 
@@ -132,13 +129,6 @@ def test_a_topic_that_kafka_refuses_is_a_refused_record(case: Case, broker: Any)
 # --- options -------------------------------------------------------------------------------------
 
 
-def test_an_unknown_option_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"sasl_mechanisms.*sasl_mechanism'"):
-        KafkaBroker(Config(kafka={"sasl_mechanisms": "PLAIN"}))
-    with pytest.raises(ConfigError, match="enable_idempotence"):
-        KafkaBroker(Config(kafka={"enable_idempotence": True}))
-
-
 def test_a_wrong_value_is_named_without_secrets(case: Case) -> None:
     wrong: list[dict[str, Any]] = [{"security_protocol": "TLS"}, {"ssl_cafile": "/no/such"}]
     wrong += [{"compression_type": "rar"}, {"request_timeout_ms": 10**9}]
@@ -147,28 +137,6 @@ def test_a_wrong_value_is_named_without_secrets(case: Case) -> None:
             case.broker(kafka=options | {"sasl_plain_password": "hush"}).connect(3)
         assert next(iter(options)) in str(caught.value)
         assert "hush" not in str(caught.value)
-
-
-def test_addresses() -> None:
-    assert addresses("kafka://a:1,b:2/") == [("a", 1), ("b", 2)]
-    assert addresses("a, [::1]:3") == [("a", 9092), ("::1", 3)]
-    for wrong in ("", "a:b", "user:pw@a:1", "a/b"):
-        with pytest.raises(ConfigError):
-            addresses(wrong)
-
-
-def test_the_users_log_level_stays() -> None:
-    logger = logging.getLogger("kafka")
-    before = logger.level
-    try:
-        logger.setLevel(logging.DEBUG)
-        KafkaBroker(Config())
-        assert logger.level == logging.DEBUG
-        logger.setLevel(logging.NOTSET)
-        KafkaBroker(Config())
-        assert logger.level == logging.ERROR
-    finally:
-        logger.setLevel(before)
 
 
 # --- connecting and publishing -------------------------------------------------------------------

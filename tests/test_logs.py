@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import HERE, Servers, until
+from harness import HERE, Servers, lines_of, until
 from proxy import HOST, Proxy
 from shard import Shard
 
@@ -26,21 +25,12 @@ from krq import config, logs
 from krq.dev.valkey import ValkeyServer
 from krq.errors import ConfigError, WorkerInitializationError
 from krq.hooks import Attempt
-from krq.logfiles import LogFile, SafeFile
 from krq.message import Message
 from krq.modules.journal import Journal
 from krq.outcome import Cancelled, Died, ErrorInfo, Failed, Family, Outcome, RetryAt, Succeeded, TimedOut
 from krq.store.scripts import Script, source
 
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} ([A-Z]+) +([\w.]+)\[(\d+)\] (krq\.[\w.]+): (.+)")
-
-
-def lines(folder: Path, name: str) -> list[str]:
-    """All lines of a file and of those that it was, the oldest first. Nobody must rotate it meanwhile."""
-    files = sorted(folder.glob(f"{name}*"), key=lambda path: -int(path.suffix[1:]) if path.suffix[1:].isdigit() else 0)
-    text = "".join(path.read_text() for path in files)
-    assert text.endswith("\n")
-    return text.splitlines()
 
 
 def says_now(folder: Path, text: str) -> bool:
@@ -50,92 +40,6 @@ def says_now(folder: Path, text: str) -> bool:
         with suppress(FileNotFoundError):
             found += path.read_text()
     return re.search(text, found) is not None
-
-
-# --- files ---------------------------------------------------------------------------------------
-
-WRITER = """
-import sys
-from pathlib import Path
-from krq.logfiles import LogFile
-
-file = LogFile(Path(sys.argv[1]), 10_000, 10_000)
-for n in range(0, 1_000, 5):
-    file.write(b"".join(b"%s %d %s\\n" % (sys.argv[2].encode(), m, b"x" * (m % 90)) for m in range(n, n + 5)))
-"""
-
-
-def test_processes_that_write_and_rotate_lose_no_line_and_mix_none(tmp_path: Path) -> None:
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "x.log"), f"w{n}"]) for n in range(3)]
-    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
-    assert sorted(lines(tmp_path, "x.log")) == sorted(f"w{n} {m} {'x' * (m % 90)}" for n in range(3) for m in range(1_000))
-    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
-    assert len(sizes) > 10 and max(sizes) < 15_000
-
-
-def test_what_is_older_than_the_kept_goes(tmp_path: Path) -> None:
-    file = LogFile(tmp_path / "x.log", 10, 2)
-    for n in range(6):
-        file.write(b"line %d\n" % n)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        "x.log": "line 5\n", "x.log.1": "line 4\n", "x.log.2": "line 3\n",
-    }
-
-
-def test_where_somebody_else_moved_the_file_all_go_to_the_new_one(tmp_path: Path) -> None:
-    one, other = (LogFile(tmp_path / "x.log", 1_000, 2) for _ in range(2))
-    one.write(b"one\n")
-    other.write(b"two\n")
-    (tmp_path / "x.log").rename(tmp_path / "moved")
-    one.write(b"three\n")
-    other.write(b"four\n")
-    assert ((tmp_path / "moved").read_text(), (tmp_path / "x.log").read_text()) == ("one\ntwo\n", "three\nfour\n")
-
-
-def test_a_writer_that_was_stopped_over_the_file_finds_it_there(tmp_path: Path) -> None:
-    file = LogFile(tmp_path / "x.log", 10, 2)
-    file.write(b"line 0\n")
-    with (tmp_path / "x.log").open("ab", buffering=0) as stopped:
-        fcntl.flock(stopped, fcntl.LOCK_SH)
-        for n in range(1, 6):
-            file.write(b"line %d\n" % n)
-        stopped.write(b"late\n")
-    assert lines(tmp_path, "x.log") == ["line 0", "late", "line 1", "line 2", "line 3", "line 4", "line 5"]
-    file.write(b"line 6\n")
-    assert lines(tmp_path, "x.log") == ["line 1", "line 2", "line 3", "line 4", "line 5", "line 6"]
-
-
-def test_nobody_waits_for_a_process_that_was_stopped_while_it_renames(tmp_path: Path) -> None:
-    file = LogFile(tmp_path / "x.log", 10, 2)
-    folder = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(folder, fcntl.LOCK_EX)
-    for n in range(3):
-        file.write(b"line %d\n" % n)
-    assert (tmp_path / "x.log").read_text() == "line 0\nline 1\nline 2\n"
-    os.close(folder)
-    file.write(b"line 3\n")
-    assert (tmp_path / "x.log").read_text() == "line 3\n"
-
-
-def test_a_line_that_broke_off_spoils_none_after_it(tmp_path: Path) -> None:
-    (tmp_path / "x.log").write_text("whole\nbroken o")
-    LogFile(tmp_path / "x.log", 1_000, 2).write(b"whole again\n")
-    assert lines(tmp_path, "x.log") == ["whole", "broken o", "whole again"]
-
-
-def test_a_full_disk_is_told_once_and_its_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "x.log"
-    path.symlink_to("/dev/full")
-    file = SafeFile(LogFile(path, 1_000, 2))
-    for _ in range(3):
-        file.write(b"one\ntwo\n")
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{path} can't be written: No space left on device. Tasks go on; its lines are lost meanwhile",
-    ]
-    path.unlink()
-    file.write(b"three\n")
-    assert caplog.records[-1].getMessage() == f"{path} is written again; 6 lines are missing"
-    assert path.read_text() == "three\n"
 
 
 def test_a_fork_writes_its_own_lines_and_no_others(tmp_path: Path) -> None:
@@ -149,7 +53,7 @@ def test_a_fork_writes_its_own_lines_and_no_others(tmp_path: Path) -> None:
         os._exit(0)
     os.waitpid(pid, 0)
     logs.close_files()
-    said = [(found[3], found[5]) for found in map(LINE.fullmatch, lines(tmp_path, "krq.log")[1:]) if found]
+    said = [(found[3], found[5]) for found in map(LINE.fullmatch, lines_of(tmp_path, "krq.log")[1:]) if found]
     assert said == [(str(os.getpid()), "before"), (str(pid), "of the fork"), (str(os.getpid()), "noted")]
 
 
@@ -265,7 +169,7 @@ def near(valkey: ValkeyServer, namespace: str) -> Servers:
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in lines(folder, "results.log")] if (folder / "results.log").exists() else []
+    return [json.loads(line) for line in lines_of(folder, "results.log")] if (folder / "results.log").exists() else []
 
 
 def test_two_workers_of_a_host_share_the_files_and_one_is_killed(near: Servers, tmp_path: Path) -> None:
@@ -308,8 +212,8 @@ def test_two_workers_of_a_host_share_the_files_and_one_is_killed(near: Servers, 
     assert (by_id[ill[1].id]["status"], by_id[ill[1].id]["error"]["type"]) == ("failed", "Reject")
     assert by_id[parked]["status"] == "cancelled", "no worker ran it"
 
-    said = [found.groups() for line in lines(folder, "krq.log") if (found := LINE.fullmatch(line))]
-    assert len(said) == len(lines(folder, "krq.log")), "whole lines"
+    said = [found.groups() for line in lines_of(folder, "krq.log") if (found := LINE.fullmatch(line))]
+    assert len(said) == len(lines_of(folder, "krq.log")), "whole lines"
     assert len(list(folder.glob("krq.log.*"))) > 1, "it was rotated"
     told = Counter(text for _, _, _, name, text in said if name == "krq.tasks")
     for handle in [*quick, later, late]:
@@ -346,7 +250,7 @@ def test_json_all_over_and_a_disk_that_fills_up_is_told_once(near: Servers, tmp_
     ]
     (error,) = (one for one in shown if one["level"] == "ERROR")
     assert (error["id"], error["task"], error["attempt"], error["logger"]) == (failed.id, "rejects", 1, "krq.tasks")
-    written = [json.loads(line) for line in lines(folder, "krq.log")]
+    written = [json.loads(line) for line in lines_of(folder, "krq.log")]
     assert {one["pid"] for one in written} == {one["pid"] for one in shown}
     assert sum("succeeded" in one["message"] and one["task"] == "add" for one in written) == 3
 
