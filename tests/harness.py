@@ -19,6 +19,15 @@ T = TypeVar("T")
 HERE = Path(__file__).parent
 
 
+def hold(path: str) -> str:
+    """A task that runs until the file is gone, or somebody cancels it."""
+    me = krq.current()
+    me.progress(1, 3)
+    while Path(path).exists() and not me.cancelled:
+        time.sleep(0.02)
+    return "let go"
+
+
 def lines_of(folder: Path, name: str) -> list[str]:
     """All lines of a file and of those that it was, the oldest first. Nobody must rotate it meanwhile."""
     files = sorted(folder.glob(f"{name}*"), key=lambda path: -int(path.suffix[1:]) if path.suffix[1:].isdigit() else 0)

@@ -15,6 +15,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
+from harness import hold
+
 import krq
 from krq.terminal.app import Dashboard
 
@@ -38,13 +40,7 @@ def hostile(path: str) -> str:
     return "mended"
 
 
-@app.task
-def hold(path: str) -> str:
-    me = krq.current()
-    me.progress(1, 3)
-    while Path(path).exists() and not me.cancelled:
-        time.sleep(0.02)
-    return "let go"
+app.task(hold)
 
 
 class Display:

@@ -34,17 +34,22 @@ def test_what_is_too_much_goes_oldest_first_and_is_told() -> None:
     assert len(pending.take(100, 100)) == 1, "a batch is bounded in bytes"
 
 
-def test_a_server_that_is_away_holds_nobody_up_and_gets_all_later() -> None:
+def outlet_after(*errors: Exception) -> tuple[Outlet, list[str]]:
+    """An outlet to a server that raises these first, and the texts that it got then."""
     got: list[str] = []
-    errors: list[Exception] = [RedisConnectionError("away"), RedisConnectionError("away")]
+    left = list(errors)
 
     def send(batch: Batch) -> Batch:
-        if errors:
-            raise errors.pop()
+        if left:
+            raise left.pop(0)
         got.extend(one.text for _, one in batch)
         return []
 
-    outlet = Outlet("nowhere", send)
+    return Outlet("nowhere", send), got
+
+
+def test_a_server_that_is_away_holds_nobody_up_and_gets_all_later() -> None:
+    outlet, got = outlet_after(RedisConnectionError("away"), RedisConnectionError("away"))
     for i in range(10):
         outlet.add("t", line(f"l{i}"))
     assert outlet.drain(5)
@@ -52,16 +57,7 @@ def test_a_server_that_is_away_holds_nobody_up_and_gets_all_later() -> None:
 
 
 def test_what_a_server_refuses_is_lost_and_told() -> None:
-    got: list[str] = []
-    errors: list[Exception] = [StoreError("full")]
-
-    def send(batch: Batch) -> Batch:
-        if errors:
-            raise errors.pop()
-        got.extend(one.text for _, one in batch)
-        return []
-
-    outlet = Outlet("nowhere", send)
+    outlet, got = outlet_after(StoreError("full"))
     outlet.add("t", line("one"))
     assert outlet.drain(5)
     assert len(got) == 1 and got[0].startswith("1 line is missing")

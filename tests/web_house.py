@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness import Servers
+from harness import Servers, hold
 from starlette.testclient import TestClient
 
 import krq
@@ -49,14 +49,7 @@ def say(lines: list[str]) -> None:
         logging.getLogger(line).warning(line)
 
 
-@app.task
-def hold(path: str) -> str:
-    """Runs until the file is gone, or somebody cancels it."""
-    me = krq.current()
-    me.progress(1, 3)
-    while Path(path).exists() and not me.cancelled:
-        time.sleep(0.02)
-    return "let go"
+app.task(hold)
 
 
 @app.task(retries=0, mask=["password", "pin"])
