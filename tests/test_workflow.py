@@ -306,6 +306,8 @@ def test_a_group_that_nothing_follows_is_watched() -> None:
     assert (watch.args, watch.each, watch.options["on_failure"]) == ([[], 0], "item", "cancel_rest")
     assert watch.options["after"] == [first.options["task_id"], second.options["task_id"]]
     assert {call.workflow for call in (first, second, watch)} == {first.options["task_id"]}
+    only, watch = plan(krq.group([add.s(1, 1)], on_failure="cancel_rest")).calls
+    assert only.workflow == watch.workflow == only.options["task_id"]
 
 
 def test_maps_are_chunks() -> None:
