@@ -55,6 +55,12 @@ def until(condition: Callable[[], T], what: str, timeout: float = 20.0) -> T:
         time.sleep(0.02)
 
 
+def all_met(app: krq.KRQ) -> None:
+    """Wait until intake has met every partition: from then on a dead reader holds up nothing that is sent."""
+    store, parts = app._clients.store, range(app.config.partitions if app._clients.broker.ordered else 0)
+    until(lambda: all(store.redis.exists(store.keys("mark", f"{app.config.queue}:{part}")) for part in parts), "all partitions are met")
+
+
 class Servers:
     """Where a test's broker and store are, and clients of them."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Servers, Worker, ledger, running, until
+from harness import Servers, Worker, all_met, ledger, running, until
 
 import krq
 from krq import TaskStatus
@@ -224,6 +224,7 @@ def test_each_child_is_called_by_its_own_name(servers: Servers, app: krq.KRQ, tm
 def test_what_a_gone_worker_never_started_expires(servers: Servers, app: krq.KRQ, tmp_path: Path) -> None:
     with running(servers, tmp_path, ("w1", "w2")) as workers:
         assert len(app.broadcast("who").results(timeout=20)) == 2
+        all_met(app)
         workers[1].kill_tree()
         roll = app.broadcast("who", [], expires=time.time() + 2)
         assert len(roll) == 2
