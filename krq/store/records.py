@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +13,7 @@ from krq.errors import RedisConnectionError, StoreError
 from krq.events import DeadLetter
 from krq.message import Message
 from krq.store.client import Store
-from krq.store.scripts import Script
 
-_CHUNK = 500
 #: field ``of`` of a task
 _POLICIES = {"continue": "c", "cancel_rest": "r"}
 #: bytes of a dead letter in Redis
@@ -85,22 +82,3 @@ def cut(letter: DeadLetter, most: int) -> DeadLetter:
         return letter
     kept = most // 32 * 4  # a character may take six bytes as JSON; whole groups of base64
     return msgspec.structs.replace(letter, value=letter.value[:kept], size=len(letter.value))
-
-
-def results_of(store: Store, task_ids: Sequence[str]) -> list[str]:
-    """JSON results of tasks that have succeeded, in order: of as many as a script should not read at once.
-
-    While Redis is away, or not open, it waits: whoever asks holds a lease, and is ended when that is over.
-    """
-    found: list[str] = []
-    while len(found) < len(task_ids):
-        chunks = [task_ids[at : at + _CHUNK] for at in range(len(found), min(len(found) + 10 * _CHUNK, len(task_ids)), _CHUNK)]
-        try:
-            answers = store.run_all([(Script.INPUTS, (chunk,)) for chunk in chunks])
-        except RedisConnectionError:
-            answers = []
-        if answers and all(answer.ok for answer in answers):
-            found += [value for answer in answers for value in answer.values[0]]
-        else:
-            time.sleep(0.1)
-    return found

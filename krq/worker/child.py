@@ -18,7 +18,7 @@ from krq.errors import RedisConnectionError, StoreError
 from krq.failpoints import Failpoint
 from krq.store import steps
 from krq.store.client import Answer, Store
-from krq.store.records import results_of
+from krq.store.inputs import results_of
 from krq.store.scripts import Script
 from krq.version import __version__
 from krq.worker.brood import Brood
@@ -246,7 +246,8 @@ class Child:
     def _send(self, turn: Turn, now: float) -> None:
         calls: list[tuple[Script, Sequence[Any]]] = []
         if turn.settles:
-            calls.append((Script.SETTLE, (self.incarnation, [settle.packed() for settle in turn.settles])))
+            served = self.queues if turn.take else []
+            calls.append((Script.SETTLE, (self.incarnation, [settle.packed() for settle in turn.settles], served)))
         if turn.releases:
             calls.append((Script.RELEASE, (self.incarnation, turn.releases)))
         if turn.take:

@@ -54,6 +54,11 @@ class Held(msgspec.Struct, kw_only=True, eq=False):
     context: Any = None
     """the running context, for telling it to stop"""
 
+    @property
+    def in_workflow(self) -> bool:
+        """Whether its end may make another task ready."""
+        return self.message is not None and self.message.workflow is not None
+
 
 def taken(tasks: Iterable[Sequence[Any]]) -> list[Held]:
     """What take.lua gave."""
@@ -135,12 +140,12 @@ class Engine:
 
     # --- in ----------------------------------------------------------------------------------
 
-    def ended(self, settles: Iterable[Settle], seconds: float, now: float) -> None:
+    def ended(self, settles: Sequence[Settle], seconds: float, now: float) -> None:
         """Attempts have ended; ``seconds`` is the time they ran, all together."""
-        before = len(self._outcomes)
         self._outcomes.extend(settles)
-        n = len(self._outcomes) - before
+        n = len(settles)
         if n:
+            self._ready = self._ready or any(settle.held.in_workflow for settle in settles)
             weight = min(0.5, 0.02 * n)
             self.mean += (seconds / n - self.mean) * (weight if self.mean else 1.0)
             self._moved = now

@@ -126,8 +126,11 @@ class LogKeeper:
                 self._stop.wait(LINGER)
             self._work.clear()
             while self._items or self._current:
-                if not self._log_own() and (self._stop.is_set() or self._stop.wait(0.5)):
-                    return
+                if not self._log_own():
+                    if self._stop.is_set() or self._stop.wait(0.5):
+                        return
+                elif 0 < len(self._items) < PAGE:
+                    self._stop.wait(LINGER)
             if self._stop.is_set():
                 return
             try:

@@ -40,8 +40,8 @@ class Reach(NamedTuple):
     report: Callable[[Attempt, int, int], None]
     """how far a task is"""
     ask: Ask
-    read: Callable[[Sequence[str]], list[str]]
-    """results of other tasks, as JSON"""
+    read: Callable[[str, Sequence[str]], list[str]]
+    """what a task has waited for: its id, the ids of those → their results, as JSON"""
     hosts: Hosts
     send: Callable[[Family, Callable[[], bool]], KRQError | None]
     """sends what a task has made"""
@@ -104,7 +104,7 @@ class Runner:
         try:
             inputs = held.inputs
             if inputs and inputs[1] is False:  # too many for a take
-                inputs = (inputs[0], self._reach.read(message.named(attempt.message.after)))
+                inputs = (inputs[0], self._reach.read(held.id, message.named(attempt.message.after)))
             if held.alone:
                 return self._reach.hosts.run(held, attempt, ctx, inputs)
         except KRQError as error:

@@ -56,14 +56,15 @@ local function submitter_mark(queue, partition)
   return marks[at]
 end
 
--- The first EDGES dependencies; the others follow slice by slice. Returns how many are open, and one that failed.
-local function open_dependencies(id, queue, after, how)
+-- The first EDGES dependencies; the others follow slice by slice. takes: it gets their results. Returns how many are open, and one that failed.
+local function open_dependencies(id, queue, after, takes, how)
   local size = size_of(after)
   local n, failed = add_edges(id, after, 1, math.min(size, EDGES), how)
   call('SET', K.after(id), cmsgpack.pack(after))
   if size > EDGES then
     call('HSET', K.task(id), 'ln', EDGES)
     if how[3] then call('HSET', K.task(id), 'nd', cjson.encode(how[3])) end
+    if takes then call('HSET', K.task(id), 'mi', 1) end
     call('LPUSH', K.edges, '+' .. id)
     wakes[queue] = true
     n = n + 1
@@ -80,7 +81,7 @@ end
 
 -- Its value stays until the next: dependents that were told of its end may still ask for it. f is 0, so that settle.lua looks for a long one.
 local function forget_generation(id, key, s)
-  call('HDEL', key, 'c', 'tt', 'tf', 'o', 'i', 'or', 'ir', 'un', 'e', 'pr', 'due', 'x', 'in', 'w', 'pg', 'of', 'nd', 'k', 'l', 'u', 'pk', 'kd')
+  call('HDEL', key, 'c', 'tt', 'tf', 'o', 'i', 'or', 'ir', 'un', 'e', 'pr', 'due', 'x', 'in', 'w', 'pg', 'of', 'nd', 'mi', 'k', 'l', 'u', 'pk', 'kd')
   call('HSET', key, 'f', 0, 'vs', s)
   call('DEL', K.waited(id), K.children(id))
   call('ZREM', K.failed, id)
@@ -143,7 +144,7 @@ local function enter(i, r, key, s, known, revived)
   queues[queue] = (queues[queue] or 0) + 1
   local open, failed, waits = 0, nil, #r[11] > 0
   if waits and cancelled then call('SET', K.waited(id), cmsgpack.pack(r[11]))
-  elseif waits then open, failed = open_dependencies(id, queue, r[11], {r[17][1], r[14], r[17][3]}) end
+  elseif waits then open, failed = open_dependencies(id, queue, r[11], r[12] ~= 0, {r[17][1], r[14], r[17][3]}) end
   local other = not cancelled and not failed and repeats(r)
   if cancelled or failed or other then
     write(r, key, known, 'q', 'w', waits and not cancelled and open .. '' or 0)

@@ -71,13 +71,53 @@ local function waiter(id, generation)
   return generation and generation ~= 0 and '\1' .. generation .. ' ' .. id or id
 end
 
+-- The same the other way: id and generation, or nil.
+local function read_waiter(entry)
+  if string.byte(entry) ~= 1 then return entry end
+  local generation, id = string.match(entry, '^\1(%d+) (.*)$')
+  return id, generation
+end
+
+-- Who is told, and of what: many that end in one call may have one that waits for them. It is told once, of all.
+local waiters, news = {}, {}
+
+-- Returns what it may cost.
+local function note(entry, id, result)
+  local of = news[entry]
+  local cost = of and 1 or MOVE
+  if not of then
+    of = {n = 0}
+    news[entry], waiters[#waiters + 1] = of, entry
+  end
+  of.n = of.n + 1
+  if result then of[#of + 1], of[#of + 2] = id, result end
+  return cost
+end
+
+-- Returns what it cost beyond what was noted.
+local function tell_news()
+  local all, of, cost = waiters, news, 0
+  waiters, news = {}, {}
+  for _, entry in ipairs(all) do
+    local id, generation = read_waiter(entry)
+    local t = call('HMGET', K.task(id), 's', 'g', 'mi')
+    if t[1] == 'w' and (t[2] or nil) == generation then
+      local n = of[entry].n
+      of[entry].n = nil
+      if t[3] and #of[entry] > 0 then call('RPUSH', K.told(id), cmsgpack.pack(of[entry])) end
+      cost = cost + math.max(0, release(id, n) - MOVE)
+    end
+  end
+  return cost
+end
+
 -- Returns what it cost.
-local function tell(dependent, id, ok)
-  local generation
-  if string.byte(dependent) == 1 then generation, dependent = string.match(dependent, '^\1(%d+) (.*)$') end
+local function tell(entry, id, ok, result)
+  if ok then return note(entry, id, result) end
+  local dependent, generation = read_waiter(entry)
   local t = call('HMGET', K.task(dependent), 's', 'of', 'g')
   if t[1] ~= 'w' or (t[3] or nil) ~= generation then return 1 end
-  if ok or t[2] == 'c' then return release(dependent, 1) end
+  if t[2] == 'c' then return note(entry, id) end
   call('RPUSH', K.blocked(id), dependent)
   end_here(dependent, 'F', 'DEPENDENCY_FAILED', cause(id))
   return END
@@ -250,7 +290,7 @@ local function tell_dependents(fan)
     while left > 0 and more do
       local most = math.ceil(left / (e[2] and MOVE or END))
       local dependents = call('LPOP', K.dependents(e[1]), most) or {}
-      for _, dependent in ipairs(dependents) do left = left - tell(dependent, e[1], e[2]) end
+      for _, dependent in ipairs(dependents) do left = left - tell(dependent, e[1], e[2], e[4]) end
       more = #dependents == most
     end
     if left <= 0 and call('EXISTS', K.dependents(e[1])) == 1 then
@@ -258,6 +298,10 @@ local function tell_dependents(fan)
       if e[3] then wakes[e[3]] = true end
     end
     e = next_ended(fan and left > 0)
+    if not e then
+      left = left - tell_news()
+      e = next_ended(fan and left > 0)
+    end
   end
   return left <= 0
 end

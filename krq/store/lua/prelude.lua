@@ -9,6 +9,7 @@
 --   tt taken at · tf finished at · r short value · p positions not yet complete (longer than 64 bytes when it was published many times),
 --   '' once the end is logged · e holder of the entry of an end that a script made · pr priority · due · x expiry · in inputs · w dependencies
 --   still open, where it has any · ln of more than EDGES dependencies: how many are counted · nd JSON, the needs of such, see admit.lua
+--   mi it waits for more than EDGES and gets their results
 --   of what it does when one fails: c it runs all the same, r it takes the rest with it · wf the workflow it is in: the id of its first task
 --   vs how the generation before ended
 --   rd dependents not final: a task nobody has published may have this alone · c cancel asked · un not known
@@ -288,6 +289,7 @@ local function let_go_of_dependencies(id, all)
   local size = size_of(after)
   local linked = tonumber(call('HGET', K.task(id), 'ln') or size)
   local rest = all and 0 or math.max(0, linked - EDGES)
+  if size > EDGES then call('DEL', K.told(id)) end
   for _, on in ipairs(ids_in(after, rest + 1, linked)) do let_go(on) end
   if rest == 0 then
     call('RENAME', K.after(id), K.waited(id))
@@ -319,11 +321,11 @@ local function poison_text(deaths, cause)
   return 'its process died ' .. deaths .. ' times while it ran; last: ' .. cause
 end
 
--- Tell everybody that this task concerns of its end. waited, depended, watched: its fields w, rd, wa.
-local function tell_end(id, queue, state, waited, depended, watched)
+-- Tell everybody that this task concerns of its end. waited, depended, watched: its fields w, rd, wa; result: JSON of a short one.
+local function tell_end(id, queue, state, waited, depended, watched, result)
   if waited then let_go_of_dependencies(id) end
   if watched then notify(id, state) end
-  if depended then ended[#ended + 1] = {id, state == 'S', queue} end
+  if depended then ended[#ended + 1] = {id, state == 'S', queue, result} end
 end
 
 -- An end that no worker reports: expired, cancelled, poison, a failed dependency. Its entry goes to an outbox of the scripts' own: "~", and

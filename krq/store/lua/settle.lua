@@ -1,10 +1,11 @@
 -- End attempts: state, value, counters, dependents, retry, outbox entry and notice, all or nothing for each.
 -- flags: allow-oom
--- ARGV[2] {incarnation, items}; item {id, attempt, kind, value, entry, delay, history, family}: kind S success, F failed, C cancelled, R retry
+-- ARGV[2] {incarnation, items, served}; item {id, attempt, kind, value, entry, delay, history, family}: kind S success, F failed, C cancelled, R retry
 --   after delay ms, D the process that ran it alone died, and at delay deaths it is poison; value JSON of the result, or
 --   of the error, which is an object, or text of how it died; entry JSON for the log; history JSON for its history, or nil. W success, and it ends when the tasks it made
 --   have: family {ids it waits for, how it ends, all ids, on-failure}; it ends with its own value ("own"), with that of the last ("one"), or
 --   with the list of the last n, of at most so many bytes ("n bytes").
+--   served: queues that a take right behind this call serves: for what is ready in them it wakes nobody, as that take does where it leaves any.
 -- Reply OK {answers}, one for each item: 1 settled, 2 was settled so before, 0 refused: the fence (owner, attempt) is another's.
 -- May be repeated: an attempt that is settled answers 2. One refused item changes nothing for the others.
 
@@ -50,7 +51,7 @@ local function settle_final(id, key, t, kind, value)
   if t[10] then call('ZREM', K.expiring, id) end
   if t[11] then forget_steps(id) end
   end_task(id, queue, kind, now)
-  if t[7] or t[8] or t[9] then tell_end(id, queue, kind, t[7], t[8], t[9]) end
+  if t[7] or t[8] or t[9] then tell_end(id, queue, kind, t[7], t[8], t[9], kind == 'S' and #value <= 64 and value) end
 end
 
 for i, item in ipairs(items) do
@@ -80,5 +81,6 @@ variadic('HSET', K.outbox(inc), entries)
 variadic('DEL', nil, messages)
 for kind, n in pairs(settled) do count(K.worker(inc), kind, n) end
 tell_dependents()
+for _, queue in ipairs(A[3] or {}) do wakes[queue] = nil end
 finish_call()
 return reply('OK', answers)
