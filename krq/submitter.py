@@ -27,7 +27,7 @@ from krq.store.scripts import Script
 log = logging.getLogger("krq.submit")
 
 #: records that one script call admits
-CHUNK = 300
+CHUNK = 150
 #: dependencies that admit.lua enters at once; it enters more slice by slice
 MANY = 500
 

@@ -86,7 +86,7 @@ class Child:
             return None
         calls: list[tuple[Script, Sequence[Any]]] = []
         if turn.settles:
-            calls.append((Script.SETTLE, (self.inc, [settle.packed() for settle in turn.settles])))
+            calls.append((Script.SETTLE, (self.inc, [settle.packed() for settle in turn.settles], QUEUES if turn.take else [])))
         if turn.releases:
             calls.append((Script.RELEASE, (self.inc, turn.releases)))
         if turn.take:

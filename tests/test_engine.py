@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from krq.message import reread
 from krq.worker.engine import MAX_BATCH, MOMENT, Engine, Held, Load, Settle
 
 IDLE = Load(0, 0)
@@ -44,6 +47,19 @@ def test_takes_ahead_of_short_tasks_and_not_of_long_ones() -> None:
     long = engine.turn(1.0, Load(0, 1))
     assert long is not None
     assert long.take == 3
+
+
+@pytest.mark.parametrize(("raw", "takes"), [('{"task":"add","workflow":"t1"}', True), ('{"task":"add"}', False)])
+def test_what_ends_in_a_workflow_brings_a_take_along(raw: str, takes: bool) -> None:
+    engine = Engine(4)
+    task = held(1)
+    task.message = reread(raw)
+    take(engine, [task])
+    assert engine.hungry, "there was nothing more"
+    engine.ended([end(task)], 0.0001, 0.1)
+    turn = engine.turn(0.1, IDLE)
+    assert turn is not None
+    assert (len(turn.settles), turn.take > 0) == (1, takes)
 
 
 def test_the_same_turn_goes_out_until_it_is_answered() -> None:

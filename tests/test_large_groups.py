@@ -14,6 +14,7 @@ from shard import HOUR, Shard
 import krq
 from krq import message
 from krq.errors import MessageInvalid, OptionError
+from krq.store.inputs import results_of
 from krq.store.scripts import Script
 
 LARGE = 100_000
@@ -68,7 +69,8 @@ def test_edges_of_what_is_named_at_once(shard: Shard) -> None:
     shard.add("first", "last")
     shard.add("final", after=["first", ("g:", 1_200), "last"], inputs="list")
     assert (counted(shard), shard.state("final"), shard.task("final")["ln"]) == (499, "w", "500")
-    shard.take(0)
+    while "ln" in shard.task("final"):
+        shard.take(0)
     assert (counted(shard), shard.task("final")["w"]) == (1_200, "1202")
     for at in range(0, 1_202, 400):
         got = shard.taken(min(400, 1_202 - at))
@@ -81,6 +83,32 @@ def test_edges_of_what_is_named_at_once(shard: Shard) -> None:
     while shard.take(0).values[2]:
         pass
     assert counted(shard) == 0
+
+
+def test_a_final_task_is_told_what_its_members_give(shard: Shard) -> None:
+    names = [f"g:{n}" for n in range(600)]
+    shard.add("failed", *names)
+    assert shard.taken(1) == [("failed", 1)]
+    shard.add("final", after=["failed", ("g:", 600)], inputs="list", flow=["c", False, False])
+    shard.take(0)
+    assert shard.settle("failed", kind="F", value='{"type":"ValueError"}') == 1
+    for _ in range(3):
+        got = shard.taken(200)
+        values = [json.dumps("x" * 70 if i == "g:7" else i) for i, _ in got]
+        assert shard.ok(Script.SETTLE, "w", [[i, a, "S", value, "{}", 0] for (i, a), value in zip(got, values, strict=True)]) == [1] * 200
+    while shard.state("final") != "q":
+        shard.take(0)
+    assert shard.redis.llen(shard.keys("told", "final")) == 3, "a page for each call"
+    assert shard.take(1).values[0][0][7] == ["list", False]
+    wanted = ['!F{"type":"ValueError"}', *(json.dumps("x" * 70 if i == "g:7" else i) for i in names)]
+    assert results_of(shard.store, "final", ["failed", *names]) == wanted, "with what is too long for a page, or did not succeed"
+    shard.redis.lpop(shard.keys("told", "final"))
+    assert results_of(shard.store, "final", ["failed", *names]) == wanted, "the pages are a copy"
+    for n in range(200):
+        shard.redis.hset(shard.keys("task", f"g:{n + 300}"), "r", '"not read"')
+    assert results_of(shard.store, "final", ["failed", *names]) == wanted, "what is in them is not read again"
+    assert shard.settle("final") == 1
+    assert not shard.redis.exists(shard.keys("told", "final"))
 
 
 def test_few_that_are_named_at_once_come_with_the_take(shard: Shard) -> None:

@@ -55,8 +55,41 @@ def test_p16_the_last_slice_may_find_that_all_has_ended(shard: Shard) -> None:
     finish(shard, MANY)
     shard.add("final", after=MANY)
     assert shard.state("final") == "w"
-    shard.take(0)  # an idle one adds more at once
+    while "ln" in shard.task("final"):
+        shard.take(0)
     assert shard.state("final") == "q"
+
+
+def test_p16_what_many_tasks_wait_for_is_entered_in_slices_too(shard: Shard) -> None:
+    add_many(shard)
+    dependents = [f"d{i}" for i in range(20)]
+    shard.add(*dependents, after=MANY[:100], inputs="list")
+    edges = []
+    for _ in range(4):
+        edges.append(sum(int(fields.get("rd", 0)) for name, fields in shard.dump().items() if name.startswith("t:n")))
+        shard.take(0)
+    assert edges == [500, 1_000, 1_500, 2_000], "each call enters as many as it may, of however many tasks"
+    finish(shard, MANY)
+    tasks = shard.take(20).values[0]
+    assert [task[0] for task in tasks] == dependents
+    assert [task[7][1] for task in tasks] == [["3"] * 100] * 10 + [False] * 10, "what is too much for one call is read later"
+    assert shard.ok(Script.SETTLE, "w", [[i, 1, "S", "3", "{}", 0] for i in dependents]) == [1] * 20
+    assert len([name for name in shard.dump() if name.startswith("a:d")]) == 15, "it lets go of as many"
+    while shard.take(0).values[2]:
+        pass
+    assert [name for name in shard.dump() if name.startswith(("a:d", "d:n", "edges"))] == []
+    assert not any("ln" in shard.task(i) for i in dependents)
+
+
+def test_who_takes_behind_a_settle_is_not_woken(shard: Shard) -> None:
+    for n, (served, woken) in enumerate([(["default"], 0), (["other"], 1), ([], 1)]):
+        shard.add(f"first{n}")
+        shard.add(f"second{n}", after=[f"first{n}"])
+        assert shard.taken() == [(f"first{n}", 1)]
+        shard.redis.delete(shard.keys("wake", "default"))
+        assert shard.ok(Script.SETTLE, "w", [[f"first{n}", 1, "S", "3", "{}", 0]], served) == [1]
+        assert shard.redis.llen(shard.keys("wake", "default")) == woken
+        shard.finish(f"second{n}")
 
 
 def test_p16_dependencies_may_come_after_their_dependent(shard: Shard) -> None:

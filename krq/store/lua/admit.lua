@@ -56,15 +56,16 @@ local function submitter_mark(queue, partition)
   return marks[at]
 end
 
--- The first EDGES dependencies; the others follow slice by slice. takes: it gets their results. Returns how many are open, and one that failed.
+-- As many dependencies as this call may enter; the others follow slice by slice. takes: it gets their results. Returns how many are open, and one that failed.
 local function open_dependencies(id, queue, after, takes, how)
   local size = size_of(after)
-  local n, failed = add_edges(id, after, 1, math.min(size, EDGES), how)
+  local first = edges_of(size)
+  local n, failed = add_edges(id, after, 1, first, how)
   call('SET', K.after(id), cmsgpack.pack(after))
-  if size > EDGES then
-    call('HSET', K.task(id), 'ln', EDGES)
+  if takes and size > EDGES then call('HSET', K.task(id), 'mi', 1) end
+  if first < size then
+    call('HSET', K.task(id), 'ln', first)
     if how[3] then call('HSET', K.task(id), 'nd', cjson.encode(how[3])) end
-    if takes then call('HSET', K.task(id), 'mi', 1) end
     call('LPUSH', K.edges, '+' .. id)
     wakes[queue] = true
     n = n + 1

@@ -150,7 +150,7 @@ local function wait_for_children(id, queue, value, family)
   local linked = size_of(after)
   for _, span in ipairs(family[1]) do after[#after + 1] = span end
   local size = size_of(after)
-  local last = math.min(size, linked + EDGES)
+  local last = linked + edges_of(size - linked)
   call('SET', K.after(id), cmsgpack.pack(after))
   call('HSET', K.children(id), 'ids', cmsgpack.pack(family[3]), 'value', value)
   local n, failed = add_edges(id, after, linked + 1, last, {family[4], t[1]})
@@ -180,12 +180,12 @@ local function suspect_circle(id, queue)
 end
 
 -- While edges are missing the task waits for one more than it knows of.
-local function add_more_edges(id, slice)
+local function add_more_edges(id)
   local t = call('HMGET', K.task(id), 's', 'ln', 'q', 'of', 'g', 'nd')
   if t[1] ~= 'w' or not t[2] then return end
   local after = cmsgpack.unpack(call('GET', K.after(id)))
   local size = size_of(after)
-  local last = math.min(t[2] + slice, size)
+  local last = t[2] + edges_of(size - t[2])
   local n, failed = add_edges(id, after, t[2] + 1, last, {t[4], t[5], t[6] and cjson.decode(t[6])})
   if last == size then call('HDEL', K.task(id), 'ln', 'nd') else call('HSET', K.task(id), 'ln', last) end
   if failed then return end_here(id, 'F', 'DEPENDENCY_FAILED', cause(failed)) end
@@ -253,22 +253,18 @@ local function break_circle(id, most)
   return n
 end
 
--- One slice, at most so large. Returns whether there is more.
-local function work_on_edges(slice)
-  local left = slice
-  while left > 0 do
+-- As many as this call may. Returns whether there is more.
+local function work_on_edges()
+  while edges_left > 0 do
     local item = call('RPOP', K.edges)
     if not item then return false end
     local what, id = string.sub(item, 1, 1), string.sub(item, 2)
-    if what == '?' then left = left - break_circle(id, 4 * EDGES)
+    if what == '?' then edges_left = edges_left - break_circle(id, 4 * EDGES)
     elseif what == '!' then
       local from, of = string.match(id, '^(%d+):(.*)$')
-      left = left - cancel_rest(of, tonumber(from))
-    else
-      left = 0
-      if what == '+' then add_more_edges(id, slice)
-      elseif FINAL[call('HGET', K.task(id), 's')] then let_go_of_dependencies(id) end
-    end
+      edges_left = edges_left - cancel_rest(of, tonumber(from))
+    elseif what == '+' then add_more_edges(id)
+    elseif FINAL[call('HGET', K.task(id), 's')] then let_go_of_dependencies(id) end
   end
   return call('EXISTS', K.edges) == 1
 end

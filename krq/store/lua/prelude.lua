@@ -8,7 +8,7 @@
 --   su runs alone: 1 it is suspected of a death, 0 of lost leases · g generation · o owner, of the last attempt when it is over
 --   tt taken at · tf finished at · r short value · p positions not yet complete (longer than 64 bytes when it was published many times),
 --   '' once the end is logged · e holder of the entry of an end that a script made · pr priority · due · x expiry · in inputs · w dependencies
---   still open, where it has any · ln of more than EDGES dependencies: how many are counted · nd JSON, the needs of such, see admit.lua
+--   still open, where it has any · ln where they are too many for one call: how many are counted · nd JSON, the needs of such, see admit.lua
 --   mi it waits for more than EDGES and gets their results
 --   of what it does when one fails: c it runs all the same, r it takes the rest with it · wf the workflow it is in: the id of its first task
 --   vs how the generation before ended
@@ -245,8 +245,9 @@ local function end_task(id, queue, state, at)
   count(K.queue(queue), state, 1)
 end
 
--- Edges that one call adds or lets go of a task; the rest by the list of edges, of which every take does one slice.
+-- Edges that one call adds or lets go of, all tasks together; the rest by the list of edges, of which every take does as many.
 local EDGES = 500
+local edges_left = EDGES
 
 -- What a task waits for: ids, and {prefix, n} for n members of a large group, prefix0 to prefix<n-1>.
 local function size_of(after)
@@ -281,19 +282,27 @@ local function let_go(on)
   elseif s == 'm' then call('EXPIRE', K.task(on), MARKER_S) end
 end
 
+-- So many edges, or what is left of them for this call.
+local function edges_of(n)
+  n = math.min(n, math.max(0, edges_left))
+  edges_left = edges_left - n
+  return n
+end
+
 -- It no longer needs what it waited for. all: also where that is much.
 local function let_go_of_dependencies(id, all)
   local after = call('GET', K.after(id))
   if not after then return end
   after = cmsgpack.unpack(after)
   local size = size_of(after)
-  local linked = tonumber(call('HGET', K.task(id), 'ln') or size)
-  local rest = all and 0 or math.max(0, linked - EDGES)
+  local ln = call('HGET', K.task(id), 'ln')
+  local linked = tonumber(ln or size)
+  local rest = all and 0 or linked - edges_of(linked)
   if size > EDGES then call('DEL', K.told(id)) end
   for _, on in ipairs(ids_in(after, rest + 1, linked)) do let_go(on) end
   if rest == 0 then
     call('RENAME', K.after(id), K.waited(id))
-    if size > EDGES then call('HDEL', K.task(id), 'ln') end
+    if ln then call('HDEL', K.task(id), 'ln') end
     return
   end
   call('HSET', K.task(id), 'ln', rest)

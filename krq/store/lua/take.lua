@@ -13,14 +13,17 @@ local now = now_ms()
 local at = text_of(now)
 local tasks, given, ids, messages = {}, {}, {}, {}
 
--- The results it waited for; false where they are many: its worker reads them by itself.
+-- The results it waited for; false where there are too many for this call: its worker reads them by itself.
+local inputs_left = 2 * EDGES
 local function inputs_of(id)
   local after = call('GET', K.after(id))
   if not after then return {} end
   local values = {}
   after = cmsgpack.unpack(after)
-  if size_of(after) > EDGES then return false end
-  for i, on in ipairs(ids_in(after, 1, EDGES)) do values[i] = value_of(on) end
+  local size = size_of(after)
+  if size > math.min(EDGES, inputs_left) then return false end
+  inputs_left = inputs_left - size
+  for i, on in ipairs(ids_in(after, 1, size)) do values[i] = value_of(on) end
   return values
 end
 
@@ -188,7 +191,7 @@ fill_in()
 for _, task in ipairs(tasks) do count(K.queue(task[7]), 'bytes', -#task[5]) end
 variadic('SADD', K.held(inc), ids)
 call('SET', K.taken(inc), cmsgpack.pack({number, given}))
-more = work_on_edges(#given > 0 and EDGES or 3 * EDGES) or more
+more = work_on_edges() or more
 more = tell_dependents(true) or more
 finish_call()
 return reply('OK', tasks, next_due, more)
