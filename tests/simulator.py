@@ -242,8 +242,7 @@ class Simulation:
             i, _, attempt = field.rpartition(":")
             items.append((i, int(attempt), msgspec.json.decode(raw)["outcome"] not in ("R", "retry")))
         self.judge.logged([raw for _, raw in entries])
-        child.store.run(Script.LOGGED, holder, items)
-        return len(items) == 3
+        return not child.store.run(Script.LOGGED, holder, items).ok or len(items) == 3
 
     # --- what goes wrong ---------------------------------------------------------------------
 
@@ -347,9 +346,8 @@ class Simulation:
             self.publish()
         while self.late_copies:
             self.late()
-        for machine in self.machines:
-            if machine.frozen:
-                self.thaw()
+        while any(machine.frozen for machine in self.machines):
+            self.thaw()
         for n in range(ROUNDS):
             self._round()
             if n % 4 == 3:

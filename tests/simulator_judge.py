@@ -115,12 +115,13 @@ class Judge:
                 self.ended[i] = (kind, attempt, inc)
 
     def _recover(self, args: Sequence[Any], _values: Sequence[Any]) -> None:
-        """P4: nobody is declared dead who may go on."""
+        """P4: nobody is declared dead who may go on. Who has not registered yet holds nothing, and enters anew."""
         inc = args[0]
         for machine in self.sim.machines:
             child = machine.child
             leaving = child.engine.stopping and child.engine.idle
-            _check(child.inc != inc or not child.alive or child.expired or leaving, f"{inc} is declared dead and lives")
+            over = not child.alive or not child.ready or child.expired or leaving
+            _check(child.inc != inc or over, f"{inc} is declared dead and lives")
         self.gone.add(inc)
 
     def _register(self, args: Sequence[Any], _values: Sequence[Any]) -> None:

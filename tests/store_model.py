@@ -87,20 +87,32 @@ class Model:
         self.outbox.setdefault(task.holder, set()).add(f"{task.record.id}:{task.attempt}")
 
     def _tell(self) -> None:
-        while self._ended:
-            on, succeeded = self._ended.pop()
-            for entry in self.dependents.pop(on, []):
-                generation, _, dependent = entry[1:].partition(" ") if entry.startswith("\1") else (0, "", entry)
-                task = self.tasks.get(dependent)
-                if task is None or task.state != "w" or task.generation != int(generation):
-                    continue
-                task.open -= succeeded or task.policy == "c"
-                if not succeeded and task.policy != "c":
-                    self._end_here(task, "F", "DEPENDENCY_FAILED")
-                elif not task.open and task.record.due:
-                    self._schedule(task, True)
-                elif not task.open:
-                    self._arrive(task)
+        news: Counter[str] = Counter()
+        while self._ended or news:
+            while self._ended:
+                on, succeeded = self._ended.pop()
+                for entry in self.dependents.pop(on, []):
+                    task = self._waiter(entry)
+                    if task is not None and (succeeded or task.policy == "c"):
+                        news[entry] += 1
+                    elif task is not None:
+                        self._end_here(task, "F", "DEPENDENCY_FAILED")
+            for entry, n in news.items():
+                if (task := self._waiter(entry)) is not None:
+                    self._release(task, n)
+            news.clear()
+
+    def _waiter(self, entry: str) -> Task | None:
+        generation, _, dependent = entry[1:].partition(" ") if entry.startswith("\1") else (0, "", entry)
+        task = self.tasks.get(dependent)
+        return task if task is not None and task.state == "w" and task.generation == int(generation) else None
+
+    def _release(self, task: Task, n: int) -> None:
+        task.open -= n
+        if not task.open and task.record.due:
+            self._schedule(task, True)
+        elif not task.open:
+            self._arrive(task)
 
     # --- admission ---------------------------------------------------------------------------
 

@@ -146,6 +146,17 @@ def test_d5_p14_after_two_unreported_lease_ends_it_runs_alone_and_then_they_are_
     assert shard.outbox("~") == {"a:5"}
 
 
+def test_p4_registering_is_a_beat_that_no_observer_has_seen(shard: Shard) -> None:
+    beats = shard.keys("beats")
+    shard.redis.hset(beats, "late", 0)  # it has asserted while the namespace was closed, and stood still since
+    shard.register("late")
+    seen = int(shard.redis.hget(beats, "late"))
+    assert shard.recover("late", counter=0).status == "ALIVE"
+    assert shard.recover("late", counter=seen).ok
+    until(lambda: shard.run(Script.REGISTER, "late", [], ["*"], ["default"], []).values[0] > seen)
+    assert shard.recover("late", counter=seen).status == "ALIVE", "an observer of its life before"
+
+
 def test_d5_a_cancelled_task_ends_at_its_recovery_and_at_its_next_take(shard: Shard) -> None:
     shard.add("a", "b")
     shard.take()

@@ -8,7 +8,8 @@
 local why = refused()
 if why then return reply(why) end
 local inc, fields, names, queues = A[1], A[2], A[3], A[4]
-call('HSETNX', K.beats, inc, 0)
+local now = now_ms()
+call('HSET', K.beats, inc, text_of(now)) -- a beat, and a count that no observer can take for one it has seen before, however long ago
 variadic('HSET', K.worker(inc), fields)
 call('DEL', K.names(inc))
 variadic('SADD', K.names(inc), names)
@@ -18,4 +19,4 @@ for i = 1, #fields, 2 do
 end
 define(A[5])
 finish_call()
-return reply('OK', now_ms())
+return reply('OK', now)
