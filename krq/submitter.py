@@ -27,7 +27,7 @@ from krq.store.scripts import Script
 log = logging.getLogger("krq.submit")
 
 #: records that one script call admits
-CHUNK = 150
+CHUNK = 100
 #: dependencies that admit.lua enters at once; it enters more slice by slice
 MANY = 500
 

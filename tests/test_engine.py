@@ -40,7 +40,7 @@ def test_takes_ahead_of_short_tasks_and_not_of_long_ones() -> None:
     engine.ended([end(task) for task in tasks], 4 * 0.0001, 1.0)
     short = engine.turn(1.0, IDLE)
     assert short is not None
-    assert 100 < short.take <= MAX_BATCH
+    assert 50 < short.take <= MAX_BATCH
     engine = Engine(4)
     tasks = take(engine, [held(i) for i in range(4)], more=True)
     engine.ended([end(task) for task in tasks], 4 * 0.5, 1.0)

@@ -34,8 +34,13 @@ def test_p16_edges_over_500_are_added_in_slices(shard: Shard) -> None:
     add_many(shard)
     shard.add("final", after=MANY, inputs="list")
     assert (counted(shard), shard.state("final"), shard.task("final")["ln"]) == (500, "w", "500")
-    finish(shard, MANY[:500])  # each take adds edges of 500 more, or of all that is left
-    assert (counted(shard), "ln" in shard.task("final")) == (1500, True)
+    finish(shard, MANY[:400])
+    assert counted(shard) == 500, "a take that gives out many has enough to do"
+    shard.take(0)
+    shard.taken(100)
+    assert (counted(shard), "ln" in shard.task("final")) == (1200, True), "three edges less for each that it gives out"
+    assert shard.ok(Script.SETTLE, "w", [[i, 1, "S", "3", "{}", 0] for i in MANY[400:500]]) == [1] * 100
+    shard.take(0)
     finish(shard, MANY[500:])
     assert (counted(shard), shard.state("final")) == (1700, "q"), "400 ends of one call are told in it"
     task = shard.take(1).values[0][0]
@@ -90,6 +95,17 @@ def test_who_takes_behind_a_settle_is_not_woken(shard: Shard) -> None:
         assert shard.ok(Script.SETTLE, "w", [[f"first{n}", 1, "S", "3", "{}", 0]], served) == [1]
         assert shard.redis.llen(shard.keys("wake", "default")) == woken
         shard.finish(f"second{n}")
+
+
+def test_others_are_woken_when_it_dies_before_it_has_taken(shard: Shard) -> None:
+    shard.ok(Script.REGISTER, "dying", ["worker", "dying", "queues", "default,other"], ["*"], ["default", "other"], [])
+    shard.add("first")
+    shard.add("second", after=["first"])
+    assert shard.taken(inc="dying") == [("first", 1)]
+    shard.redis.delete(shard.keys("wake", "default"))
+    assert shard.ok(Script.SETTLE, "dying", [["first", 1, "S", "3", "{}", 0]], ["default", "other"]) == [1]
+    shard.recover("dying")
+    assert [shard.redis.llen(shard.keys("wake", queue)) for queue in ("default", "other")] == [1, 1]
 
 
 def test_p16_dependencies_may_come_after_their_dependent(shard: Shard) -> None:

@@ -19,7 +19,7 @@ from krq.outcome import Family
 log = logging.getLogger("krq.worker")
 
 #: most tasks that one script call takes, and most that it ends: no call should keep the others waiting for 20 ms
-MAX_BATCH = 125
+MAX_BATCH = 100
 #: seconds of measured run time that a worker takes ahead of its slots
 AHEAD = 0.020
 #: seconds without any progress after which tasks that wait for a slot are given back

@@ -28,7 +28,7 @@ from krq.store.scripts import Script
 log = logging.getLogger("krq.worker.intake")
 
 #: records that one script call admits
-CHUNK = 150
+CHUNK = 100
 #: seconds between two commits, and between two looks at the marks
 TICK = 1.0
 LOOK = 5.0

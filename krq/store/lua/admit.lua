@@ -56,7 +56,8 @@ local function submitter_mark(queue, partition)
   return marks[at]
 end
 
--- As many dependencies as this call may enter; the others follow slice by slice. takes: it gets their results. Returns how many are open, and one that failed.
+-- As many dependencies as this call may enter; the others follow slice by slice. takes: it gets their results.
+-- Returns how many are open, and one that failed.
 local function open_dependencies(id, queue, after, takes, how)
   local size = size_of(after)
   local first = edges_of(size)

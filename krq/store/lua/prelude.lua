@@ -9,9 +9,8 @@
 --   tt taken at · tf finished at · r short value · p positions not yet complete (longer than 64 bytes when it was published many times),
 --   '' once the end is logged · e holder of the entry of an end that a script made · pr priority · due · x expiry · in inputs · w dependencies
 --   still open, where it has any · ln where they are too many for one call: how many are counted · nd JSON, the needs of such, see admit.lua
---   mi it waits for more than EDGES and gets their results
---   of what it does when one fails: c it runs all the same, r it takes the rest with it · wf the workflow it is in: the id of its first task
---   vs how the generation before ended
+--   mi it waits for more than EDGES and gets their results · of what it does when one fails: c it runs all the same, r it takes the rest with it
+--   wf the workflow it is in: the id of its first task · vs how the generation before ended
 --   rd dependents not final: a task nobody has published may have this alone · c cancel asked · un not known
 --   since · wa somebody waits for its end · as asserted before its record was seen · pg progress · st bytes of its steps, where it keeps any
 --   kd it has run and waits for the tasks it made: how it ends, see settle.lua

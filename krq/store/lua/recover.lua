@@ -68,8 +68,10 @@ for _, id in ipairs(ids) do
 end
 local left = call('SCARD', K.held(inc))
 if left == 0 then
-  local inbox = call('HGET', K.worker(inc), 'inbox')
-  if inbox then call('SADD', K.gone, inbox) end
+  local w = call('HMGET', K.worker(inc), 'inbox', 'queues')
+  if w[1] then call('SADD', K.gone, w[1]) end
+  -- it may have died between a settle that woke nobody and the take that was to follow
+  for queue in string.gmatch(w[2] or '', '[^,]+') do wakes[queue] = true end
   call('DEL', K.names(inc), K.taken(inc), K.stops(inc), K.worker(inc))
   if call('EXISTS', K.outbox(inc)) == 1 then call('SADD', K.orphans, inc) end
   call('HDEL', K.remains, inc)
