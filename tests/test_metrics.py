@@ -213,8 +213,8 @@ def exported(web_app: krq.KRQ) -> dict[str, set[str]]:
     tally = Tally(["add"])
     tally.add([settle("add", "S", 0.1)])
     texts = [Report(config.load({}), [Place("w", Page(1), tally)]).metrics()[2].decode()]
-    with client(web_app) as web:
-        texts.append(web.get("/metrics").text)
+    with client(web_app) as web:  # the log is asked behind the pages
+        texts.append(until(lambda: "krq_queue_backlog{" in (text := web.get("/metrics").text) and text, "the backlog is known"))
     return {
         one.name: set(one.labels) for text in texts for family in text_string_to_metric_families(text) for one in family.samples
     }
