@@ -334,7 +334,7 @@ def test_a_commit_while_the_group_is_dealt_anew_does_not_raise(case: Case, broke
         consumer.poll(0.05)
         return len(consumer.assigned()) == len(other.assigned()) == 2
 
-    until(both)
+    until(both, 45)  # who misses a rebalance is back after its session of 10 s
     consumer.commit(wanted)
     assert consumer.position(*next(iter(other.assigned()))) is None
 
