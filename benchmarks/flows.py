@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import redis
@@ -78,20 +77,9 @@ def _edges(row: Row, app: krq.KRQ, valkey: ValkeyServer, n: int) -> None:
     app.results(group.ids, timeout=120)
 
 
-@contextmanager
-def preferred(pid: int) -> Iterator[None]:
-    """Give a process the core whenever it wants it, where the user may."""
-    before = os.getpriority(os.PRIO_PROCESS, pid)
-    with suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, pid, -20)
-    yield
-    with suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, pid, before)
-
-
 def _large(row: Row, app: krq.KRQ, valkey: ValkeyServer, name: str, n: int) -> None:
-    """The longest script call, from the first task to the last: its own length, not that of what else wants the core meanwhile."""
-    with redis.Redis.from_url(valkey.url) as client, preferred(client.info("server")["process_id"]):
+    """The longest script call, from the first task to the last."""
+    with redis.Redis.from_url(valkey.url) as client:
         client.config_set("slowlog-max-len", 10_000)
         client.config_set("slowlog-log-slower-than", 1_000)
         client.slowlog_reset()
