@@ -53,7 +53,7 @@ end
 
 -- n of its dependencies have succeeded: ready, or scheduled, when they were the last. Returns what it cost.
 local function release(id, n)
-  if call('HINCRBY', K.task(id), 'w', -n) > 0 then return 1 end
+  if call('HINCRBY', K.task(id), 'w', 0 - n) > 0 then return 1 end -- -n would be -0, which Redis 7.0 refuses
   call('ZREM', K.waiting, id)
   local t = call('HMGET', K.task(id), 'q', 'pr', 'due', 'kd')
   if t[4] then
