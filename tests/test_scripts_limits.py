@@ -73,8 +73,8 @@ def test_p16_a_purge_and_the_end_of_a_worker_go_in_slices_of_200(shard: Shard) -
 @pytest.mark.parametrize(("kind", "size"), [("S", 200), ("F", 100)])
 def test_p16_a_cascade_of_10_000_dependents_goes_in_slices(shard: Shard, kind: str, size: int) -> None:
     shard.add("root")
-    for at in range(0, 10_000, 500):
-        shard.add(*[f"n{n}" for n in range(at, at + 500)], after=["root"])
+    for at in range(0, 10_000, 250):
+        shard.add(*[f"n{n}" for n in range(at, at + 250)], after=["root"])
     shard.taken(1)
     shard.redis.delete(shard.keys("wake", "default"))
     shard.settle("root", kind=kind, value="{}")
@@ -94,7 +94,8 @@ def test_p16_a_cascade_of_10_000_dependents_goes_in_slices(shard: Shard, kind: s
 def test_p16_many_short_cascades_share_one_slice(shard: Shard) -> None:
     names = [f"n{n}" for n in range(500)]
     shard.add(*names)
-    shard.admit(*[shard.record(f"d{i}", after=[i]) for i in names])
+    for some in names[:250], names[250:]:
+        shard.admit(*[shard.record(f"d{i}", after=[i]) for i in some])
     shard.taken(500)
     shard.ok(Script.SETTLE, "w", [[i, 1, "S", "3", "{}", 0] for i in names])
     assert shard.redis.llen(shard.keys("fan")) == 300

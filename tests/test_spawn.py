@@ -113,7 +113,7 @@ def test_what_it_waited_for_before_is_let_go_with_them(shard: Shard) -> None:
     shard.taken()
     names = [f"c:{n}" for n in range(1_200)]
     waits(shard, "p", [("c:", 1_200)])
-    assert (shard.task("p")["ln"], shard.state("p")) == ("501", "w")
+    assert (shard.task("p")["ln"], shard.state("p")) == ("251", "w")
     while "ln" in shard.task("p"):
         shard.take(0)
     assert shard.task("p")["w"] == "1200"

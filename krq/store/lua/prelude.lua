@@ -245,7 +245,7 @@ local function end_task(id, queue, state, at)
 end
 
 -- Edges that one call adds or lets go of, all tasks together; the rest by the list of edges, of which every take does as many.
-local EDGES = 500
+local EDGES = 250
 local edges_left = EDGES
 
 -- What a task waits for: ids, and {prefix, n} for n members of a large group, prefix0 to prefix<n-1>.
