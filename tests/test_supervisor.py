@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -135,3 +137,15 @@ def test_a_child_that_dies_while_the_store_is_checked_is_recovered_as_it_opens(
             assert time.monotonic() - opened < 2.5
         finally:
             silent.close()
+
+
+@pytest.mark.parametrize(("chosen", "often"), [("pass", 10_000), ("gc.set_threshold(900)", 900), ("gc.set_threshold(0)", 0)])
+def test_garbage_is_looked_for_less_often_unless_somebody_has_chosen(chosen: str, often: int) -> None:
+    code = f"""
+import gc, os
+from krq.worker.process import fork
+{chosen}
+os.waitpid(fork(lambda: print(gc.get_freeze_count() > 1_000, gc.get_threshold()[0]) or 0, os.pipe()), 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.split() == ["True", str(often)]
