@@ -20,7 +20,7 @@ log = logging.getLogger("krq.worker")
 
 #: most tasks that one script call takes, and most that it ends: no call should keep the others waiting for 20 ms
 MAX_BATCH = 100
-#: seconds of measured run time that a worker takes ahead of its slots
+#: seconds of measured run time that a worker takes ahead of its slots, at most two batches: one runs while the next is on its way
 AHEAD = 0.020
 #: seconds without any progress after which tasks that wait for a slot are given back
 MOMENT = 0.25
@@ -189,7 +189,7 @@ class Engine:
             return 0
         free = self.slots - load.busy - load.queued
         if 0 < self.mean < AHEAD and (load.busy < self.slots or now - self._moved < AHEAD):
-            ahead = min(MAX_BATCH, int(AHEAD / max(self.mean, 1e-5)))
+            ahead = min(2 * MAX_BATCH, int(AHEAD / max(self.mean, 1e-5)))
             if load.queued <= ahead // 2:
                 free = max(free, ahead - load.queued)
         return max(0, min(free, MAX_BATCH))
