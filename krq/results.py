@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from krq.errors import ResultTimeout, TaskCancelled, TaskFailed, TaskNotFound
 from krq.info import TaskInfo
 from krq.inspector import Inspector
@@ -35,7 +37,7 @@ class Outcomes:
             raise ResultTimeout(self._late(task_ids, gathered.left, timeout)) from error
         finally:
             gathered.drop()
-        return self._values(task_ids, gathered.bad)
+        return self._values(task_ids, gathered)
 
     async def aresults(self, task_ids: Sequence[str], timeout: float | None = None) -> list[Any]:
         """``results`` for coroutines: waits without blocking the event loop."""
@@ -46,7 +48,7 @@ class Outcomes:
             raise ResultTimeout(await asyncio.to_thread(self._late, task_ids, gathered.left, timeout)) from error
         finally:
             gathered.drop()
-        return await asyncio.to_thread(self._values, task_ids, gathered.bad)
+        return await asyncio.to_thread(self._values, task_ids, gathered)
 
     def ends(self, task_ids: Sequence[str], timeout: float | None = None) -> Iterator[str]:
         """The ids in the order in which the tasks end. Raises ``ResultTimeout`` when some have not ended in time."""
@@ -90,10 +92,13 @@ class Outcomes:
         info = self._inspector.infos(task_ids)[0]
         return f"Task {task_ids[0]} did not end within {timeout} s; it is {info if info is not None else 'not known'}"
 
-    def _values(self, task_ids: Sequence[str], bad: str | None) -> list[Any]:
-        if bad is not None:
-            value(bad, self._inspector.infos([bad])[0])
-        return [value(task_id, info) for task_id, info in zip(task_ids, self._inspector.infos(task_ids), strict=True)]
+    def _values(self, task_ids: Sequence[str], gathered: _Gathered) -> list[Any]:
+        if gathered.bad is not None:
+            value(gathered.bad, self._inspector.infos([gathered.bad])[0])
+        short = [future.result()[1:] if future.done() else "" for future in gathered.futures]
+        rest = [task_id for task_id, raw in zip(task_ids, short, strict=True) if not raw]
+        infos = iter(self._inspector.infos(rest) if rest else [])
+        return [msgspec.json.decode(raw) if raw else value(task_id, next(infos)) for task_id, raw in zip(task_ids, short, strict=True)]
 
 
 class _Gathered:
@@ -107,10 +112,10 @@ class _Gathered:
         self._waiter = waiter
         self._task_ids = task_ids
         self._lock = threading.Lock()
-        self._futures = waiter.futures(task_ids)
+        self.futures = waiter.futures(task_ids)
         if not task_ids:
             self.future.set_result(None)
-        for task_id, future in zip(task_ids, self._futures, strict=True):
+        for task_id, future in zip(task_ids, self.futures, strict=True):
             future.add_done_callback(lambda future, task_id=task_id: self._ended(task_id, future))  # type: ignore[misc]
 
     def _ended(self, task_id: str, future: Future) -> None:
@@ -121,7 +126,7 @@ class _Gathered:
                 return
             if error is not None:
                 self.future.set_exception(error)
-            elif future.result() != "S":
+            elif not future.result().startswith("S"):
                 self.bad = task_id
                 self.future.set_result(None)
             elif not self.left:
@@ -129,7 +134,7 @@ class _Gathered:
 
     def drop(self) -> None:
         """Nobody waits any more."""
-        for task_id, future in zip(self._task_ids, self._futures, strict=True):
+        for task_id, future in zip(self._task_ids, self.futures, strict=True):
             if not future.done():
                 self._waiter.drop(task_id, future)
 

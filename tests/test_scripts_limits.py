@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from redis.exceptions import OutOfMemoryError, ResponseError
 from shard import DAY, Shard, now_ms, until
@@ -113,16 +115,17 @@ def test_p16_who_ended_while_waiting_stays_ended(shard: Shard) -> None:
 
 
 def test_waiters_are_told_once_of_an_end(shard: Shard) -> None:
-    shard.add("a", "b")
+    shard.add("a", "b", "c")
     told = shard.redis.pubsub()
     told.subscribe(shard.keys("notices", "me"))
     until(lambda: told.get_message(timeout=0.1))
-    assert shard.ok(Script.WATCH, "me", ["a", "b", "nobody"]) == ["", "", False]
+    assert shard.ok(Script.WATCH, "me", ["a", "b", "c", "nobody"]) == ["", "", "", False]
     shard.taken()
-    shard.ok(Script.SETTLE, "w", [[i, 1, "S", "1", "{}", 0] for i in "ab"])
+    long = json.dumps("x" * 70)
+    shard.ok(Script.SETTLE, "w", [["a", 1, "S", '{"ü":1}', "{}", 0], ["b", 1, "S", long, "{}", 0], ["c", 1, "F", "{}", "{}", 0]])
     message = until(lambda: told.get_message(timeout=0.1))
-    assert b"a" in message["data"] and b"b" in message["data"]
-    assert shard.ok(Script.WATCH, "me", ["a"]) == ["S"]
+    assert msgspec.msgpack.decode(message["data"]) == ["a", 'S{"ü":1}', "b", "S", "c", "F"]
+    assert shard.ok(Script.WATCH, "me", ["a", "b", "c"]) == ['S{"ü":1}', "S", "F"], "with results that are short"
     assert "wc:a" not in shard.dump()
     told.close()
 

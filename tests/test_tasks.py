@@ -58,6 +58,14 @@ def test_waiting_has_its_limits(app: krq.KRQ, worker: Worker, tmp_path: Path) ->
     assert app._clients.waiter._waiting == {}
 
 
+def test_results_short_and_long_come_in_order(app: krq.KRQ, worker: Worker, tmp_path: Path) -> None:
+    wanted = ["a", "x" * 100, "", "\N{SNOWMAN}" * 30, "b", "y" * 70_000]
+    handles = [app.submit("work", str(tmp_path / "ledger"), value, 0.1) for value in wanted]
+    for _ in "as they end", "all have ended":
+        assert app.results([handle.id for handle in handles], timeout=15) == wanted
+    assert [handle.result() for handle in handles] == wanted
+
+
 async def _await(handle: krq.TaskHandle[Any]) -> None:
     await handle.aresult(timeout=0.1)
 

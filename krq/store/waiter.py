@@ -40,7 +40,8 @@ class Waiter:
         self._look = LOOK_FIRST
 
     def futures(self, task_ids: Sequence[str]) -> list[Future]:
-        """One future for each id: its final state ``S``, ``F`` or ``C``, or "" for a task that nobody knows.
+        """One future for each id: its final state ``S``, ``F`` or ``C``, or "" for a task that nobody knows; behind ``S`` the JSON of
+        a short result.
 
         Done at once for those that have ended. ``drop`` those no longer wanted. While Redis is away it goes on waiting;
         only a Redis that never answered raises, as ``Store.call`` does.
@@ -83,16 +84,16 @@ class Waiter:
     def _watch(self, task_ids: Sequence[str]) -> None:
         for start in range(0, len(task_ids), _CHUNK):
             chunk = list(task_ids[start : start + _CHUNK])
-            for task_id, state in zip(chunk, self._store.call(Script.WATCH, self._channel, chunk)[0], strict=True):
-                if state != "":
-                    self._ended(task_id, state or "")
+            for task_id, end in zip(chunk, self._store.call(Script.WATCH, self._channel, chunk)[0], strict=True):
+                if end != "":
+                    self._ended(task_id, end or "")
 
-    def _ended(self, task_id: str, state: str) -> None:
+    def _ended(self, task_id: str, end: str) -> None:
         with self._lock:
             futures = self._waiting.pop(task_id, [])
         for future in futures:
             if not future.done():
-                future.set_result(state)
+                future.set_result(end)
 
     # --- the thread --------------------------------------------------------------------------
 
@@ -124,8 +125,8 @@ class Waiter:
                 self._subscribed.set()
             elif notice is not None and notice["type"] == "message":
                 ends = _unpack(notice["data"])
-                for task_id, state in zip(ends[::2], ends[1::2], strict=True):
-                    self._ended(task_id, state)
+                for task_id, end in zip(ends[::2], ends[1::2], strict=True):
+                    self._ended(task_id, end)
             if time.monotonic() >= look_at:
                 with self._lock:
                     open_ids = list(self._waiting)

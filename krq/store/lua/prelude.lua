@@ -309,8 +309,8 @@ local function let_go_of_dependencies(id, all)
   wakes[call('HGET', K.task(id), 'q')] = true
 end
 
-local function notify(id, state)
-  for _, channel in ipairs(call('SMEMBERS', K.watchers(id))) do gather(notices, channel, id, state) end
+local function notify(id, state, result)
+  for _, channel in ipairs(call('SMEMBERS', K.watchers(id))) do gather(notices, channel, id, state .. (result or '')) end
   call('DEL', K.watchers(id))
 end
 
@@ -332,7 +332,7 @@ end
 -- Tell everybody that this task concerns of its end. waited, depended, watched: its fields w, rd, wa; result: JSON of a short one.
 local function tell_end(id, queue, state, waited, depended, watched, result)
   if waited then let_go_of_dependencies(id) end
-  if watched then notify(id, state) end
+  if watched then notify(id, state, result) end
   if depended then ended[#ended + 1] = {id, state == 'S', queue, result} end
 end
 
