@@ -85,6 +85,31 @@ def test_edges_of_what_is_named_at_once(shard: Shard) -> None:
     assert counted(shard) == 0
 
 
+def test_a_final_task_is_told_of_members_that_have_ended_before(shard: Shard) -> None:
+    names = [f"g:{n}" for n in range(600)]
+    shard.add("failed", *names)
+    shard.taken(1)
+    assert shard.settle("failed", kind="F", value='{"type":"ValueError"}') == 1
+    for _ in range(3):
+        got = shard.taken(200)
+        assert shard.ok(Script.SETTLE, "w", [[i, a, "S", json.dumps(i), "{}", 0] for i, a in got]) == [1] * 200
+    shard.add("final", after=["failed", ("g:", 600)], inputs="list", flow=["c", False, False])
+    shard.add("another", after=[("g:", 600)])
+    while shard.state("final") != "q" or shard.state("another") != "q":
+        shard.take(0)
+    for name in names:
+        shard.redis.hset(shard.keys("task", name), "r", '"not read"')
+    assert results_of(shard.store, "final", ["failed", *names]) == ['!F{"type":"ValueError"}', *map(json.dumps, names)]
+    assert not shard.redis.exists(shard.keys("told", "another")), "who takes no results is told of none"
+    shard.taken(2)
+    assert shard.settle("final") == 1
+    shard.add("fails", after=["failed", ("g:", 600)], inputs="list")
+    while shard.take(0).values[2]:
+        pass
+    assert shard.state("fails") == "F"
+    assert not [name for name in shard.dump() if name.startswith("to:")]
+
+
 def test_a_final_task_is_told_what_its_members_give(shard: Shard) -> None:
     names = [f"g:{n}" for n in range(600)]
     shard.add("failed", *names)

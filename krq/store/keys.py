@@ -32,7 +32,7 @@ TABLE = {
     "after": "a:",
     # string: the same once it waits no more. Until expire.lua, or its next generation.
     "waited": "wd:",
-    # list of a task that waits for many and takes what they give: packed ids and short results of those whose end it was told in one call.
+    # list of a task that waits for many and takes what they give: packed ids and short results of those that one call told it of.
     # A copy, to be read at once. Until the task is final.
     "told": "to:",
     # list: ids that failed because a task did not succeed. Until expire.lua.

@@ -61,9 +61,10 @@ end
 local function open_dependencies(id, queue, after, takes, how)
   local size = size_of(after)
   local first = edges_of(size)
+  how[4] = takes and size > EDGES
   local n, failed = add_edges(id, after, 1, first, how)
   call('SET', K.after(id), cmsgpack.pack(after))
-  if takes and size > EDGES then call('HSET', K.task(id), 'mi', 1) end
+  if how[4] then call('HSET', K.task(id), 'mi', 1) end
   if first < size then
     call('HSET', K.task(id), 'ln', first)
     if how[3] then call('HSET', K.task(id), 'nd', cjson.encode(how[3])) end

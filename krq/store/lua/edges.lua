@@ -124,20 +124,23 @@ local function tell(entry, id, ok, result)
 end
 
 -- Each dependency from the first to the last counts who depends on it, also one that nobody has published yet.
--- how: {on-failure, generation, needs}. Returns how many are open, and one that failed.
+-- how: {on-failure, generation, needs, mi}; mi: it is told the short results of those that have ended before, too.
+-- Returns how many are open, and one that failed.
 local function add_edges(id, after, first, last, how)
-  local n, failed, entry, needs = 0, nil, waiter(id, how[2]), how[3] or {}
+  local n, failed, entry, needs, page = 0, nil, waiter(id, how[2]), how[3] or {}, {}
   for _, on in ipairs(ids_in(after, first, last)) do
-    local s = call('HGET', K.task(on), 's')
+    local t = call('HMGET', K.task(on), 's', 'r')
+    local s = t[1]
     local again = needs[on] and needs[on] > tonumber(call('HGET', K.task(on), 'g') or 0)
     if on == id or (not again and how[1] ~= 'c' and (s == 'F' or s == 'C')) then failed = failed or on
     elseif again or not FINAL[s] then
       call('RPUSH', K.dependents(on), entry)
       n = n + 1
       if s == 'm' then call('PERSIST', K.task(on)) end
-    end
+    elseif how[4] and s == 'S' and t[2] then page[#page + 1], page[#page + 2] = on, t[2] end
     call('HINCRBY', K.task(on), 'rd', 1)
   end
+  if #page > 0 then call('RPUSH', K.told(id), cmsgpack.pack(page)) end
   if failed then call('RPUSH', K.blocked(failed), id) end
   return n, failed
 end
@@ -181,12 +184,12 @@ end
 
 -- While edges are missing the task waits for one more than it knows of.
 local function add_more_edges(id)
-  local t = call('HMGET', K.task(id), 's', 'ln', 'q', 'of', 'g', 'nd')
+  local t = call('HMGET', K.task(id), 's', 'ln', 'q', 'of', 'g', 'nd', 'mi')
   if t[1] ~= 'w' or not t[2] then return end
   local after = cmsgpack.unpack(call('GET', K.after(id)))
   local size = size_of(after)
   local last = t[2] + edges_of(size - t[2])
-  local n, failed = add_edges(id, after, t[2] + 1, last, {t[4], t[5], t[6] and cjson.decode(t[6])})
+  local n, failed = add_edges(id, after, t[2] + 1, last, {t[4], t[5], t[6] and cjson.decode(t[6]), t[7]})
   if last == size then call('HDEL', K.task(id), 'ln', 'nd') else call('HSET', K.task(id), 'ln', last) end
   if failed then return end_here(id, 'F', 'DEPENDENCY_FAILED', cause(failed)) end
   if last == size then
