@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -150,12 +151,15 @@ def test_redis_emptied_under_load_loses_no_task(own_valkey: ValkeyServer, kafka:
     """Kafka remembers: what is unfinished is read again from the committed low-water; running tasks go on."""
     servers = Servers(kafka.url, own_valkey.url, namespace, heartbeat=0.3, lease=3, partitions=2)
     path = tmp_path / "ledger"
-    with servers.app() as app, running(servers, tmp_path, ["w1", "w2"]) as workers:
+    with servers.app() as app, running(servers, tmp_path, ["w1", "w2"]) as workers, ThreadPoolExecutor() as pool:
         long = app.submit("work", str(path), "long", 6.0)
-        app.submit_many([{"task": "work", "args": [str(path), f"k{i}", 0.02]} for i in range(400)])
+        tasks = app.submit_many([{"task": "work", "args": [str(path), f"k{i}", 0.02]} for i in range(400)])
         until(lambda: len(finishes(path)) > 100 and starts(path)["long"], "a quarter is done")
+        last = pool.submit(app.results, [task.id for task in tasks[-50:]], 60)
+        until(lambda: app._clients.waiter._waiting.keys() > {tasks[-1].id}, "somebody waits for the last")
         app._clients.store.redis.flushall()
         until(lambda: len(finishes(path)) == 401, "all are done", 60)
+        assert last.result(timeout=20) == [f"k{i}" for i in range(350, 400)]
         assert long.result(timeout=20) == "long"
         assert app.submit("add", 1, 1).result(timeout=20) == 2
         assert any("was emptied" in worker.text for worker in workers)

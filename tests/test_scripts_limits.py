@@ -254,6 +254,20 @@ def test_d8_p1_an_emptied_server_answers_empty_and_waits_for_a_lease(own: Valkey
     assert shard.logged("a") == ["default:0:0"]
 
 
+def test_after_a_loss_nobody_is_unknown_until_the_log_has_been_read_again(own: ValkeyServer) -> None:
+    shard = Shard(own.url)
+    assert shard.ok(Script.WATCH, "me", ["a"]) == [False]
+    shard.redis.flushall()
+    shard.store.renew("second")
+    until(lambda: shard.ok(Script.OPEN, 20)[0])
+    opened = int(shard.redis.hget(shard.keys.epoch, "opened_at"))
+    for ago, read, answer in (0, [], ""), (20_000, [opened, opened - 10_001], ""), (20_000, [opened, opened - 9_999], False):
+        shard.redis.hset(shard.keys.epoch, "opened_at", opened - ago)
+        for number, time in enumerate(read):
+            shard.redis.hset(shard.keys("intake"), f"default:{number}", time)
+        assert shard.ok(Script.WATCH, "me", ["a", "b"]) == [answer, answer]
+
+
 def test_d8_p1_an_epoch_of_somebody_who_knew_nothing_is_closed_by_one_who_knew(own: ValkeyServer) -> None:
     worker = Shard(own.url)
     worker.redis.flushall()

@@ -31,9 +31,7 @@ if not before or math.floor(before / SLOT) ~= math.floor(now / SLOT) then
   call('SET', K.noted, text_of(now), 'EX', KEPT)
 end
 
-local horizon = now
-for _, time in ipairs(call('HVALS', K.intake)) do horizon = math.min(horizon, tonumber(time)) end
-horizon = horizon - A[1]
+local horizon = read_until(now) - A[1]
 local n = 0
 
 local function forget(id, workflow)

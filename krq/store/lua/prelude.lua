@@ -40,6 +40,12 @@ local function refused(any)
   if e[3] ~= '1' and not any then return 'CLOSED' end
 end
 
+-- What the log got before that time intake has read, in all partitions that it knows of.
+local function read_until(now)
+  for _, time in ipairs(call('HVALS', K.intake)) do now = math.min(now, tonumber(time)) end
+  return now
+end
+
 -- One command over a long list; key: its first argument, or nil. Lua can unpack only so much at once.
 local function variadic(command, key, list)
   for i = 1, #list, 2000 do
