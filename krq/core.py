@@ -374,8 +374,8 @@ class KRQ(Scheduling, Limiting, Listening, RollCalls, DeadLetters, Workflows, Wa
         waiter = Waiter(store)
         atexit.register(waiter.close)
         inspector = Inspector(self.config, store, broker)
-        return _Clients(os.getpid(), store, broker, Submitter(self.config, broker, store, self.modules), waiter, inspector,
-                        Outcomes(waiter, inspector))
+        submitter = Submitter(self.config, broker, store, self.modules, waiter.expect)
+        return _Clients(os.getpid(), store, broker, submitter, waiter, inspector, Outcomes(waiter, inspector))
 
     def close(self, *, forever: bool = True) -> None:
         """Let go of all connections; whoever waits for a result gets ``AppClosed``. May be repeated."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import graphlib
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, get_args
 
@@ -92,10 +92,13 @@ class Builder:
 class Submitter(Builder):
     """Sends calls. Thread-safe."""
 
-    def __init__(self, config: Config, broker: Broker, store: Store, modules: Sequence[Module]) -> None:
+    def __init__(
+        self, config: Config, broker: Broker, store: Store, modules: Sequence[Module], unadmitted: Callable[[list[str]], object],
+    ) -> None:
         super().__init__(config, modules)
         self._broker = broker
         self._store = store
+        self._unadmitted = unadmitted
         self._complained = False
         self._fail = failpoints.armed()
 
@@ -145,6 +148,7 @@ class Submitter(Builder):
                 self._store.call(Script.ADMIT, [], config.window, config.window_bytes, int(config.result_ttl), chunk)
             self._complained = False
         except KRQError as error:
+            self._unadmitted([msg.task_id for (_, msg, _), _ in accepted])
             if not self._complained:
                 self._complained = True
                 log.warning("the log has the tasks; workers will find them there: %s", error)

@@ -238,7 +238,7 @@ def test_edges_of_ones_own() -> None:
 def test_after_takes_workflows() -> None:
     members = [TaskHandle[int](name, app) for name in ("a", "b")]
     handle = GroupHandle(members, app)
-    built = Submitter(app.config, None, None, [])._build(  # type: ignore[arg-type]
+    built = Submitter(app.config, None, None, [], print)._build(  # type: ignore[arg-type]
         Call("t", [], {}, None, {"after": [handle, ChainHandle([members[0], handle], app), "c", members[0]]})
     )
     assert built[1].after == ["a", "b", "a", "b", "c", "a"]

@@ -21,6 +21,8 @@ log = logging.getLogger("krq.store")
 #: seconds between two looks at what is waited for, in case a notice was lost
 LOOK_FIRST, LOOK_MOST = 1.0, 5.0
 _CHUNK = 300
+#: ids that the log alone has, of which it is remembered that they are not unknown
+_EXPECTED = 100_000
 _unpack = msgspec.msgpack.Decoder(list[str]).decode
 
 Future = concurrent.futures.Future[str]
@@ -34,6 +36,7 @@ class Waiter:
         self._channel = os.urandom(8).hex()
         self._lock = threading.Lock()
         self._waiting: dict[str, list[Future]] = {}
+        self._expected: set[str] = set()
         self._thread: threading.Thread | None = None
         self._subscribed = threading.Event()
         self._closed = False
@@ -63,6 +66,11 @@ class Waiter:
                 raise
         return made
 
+    def expect(self, task_ids: Sequence[str]) -> None:
+        """The log has these, and Redis not yet: until it has, nobody who waits for them is told that they are unknown."""
+        with self._lock:
+            self._expected.update(task_ids[: max(0, _EXPECTED - len(self._expected))])
+
     def drop(self, task_id: str, future: Future) -> None:
         """Nobody waits for this future any more."""
         with self._lock:
@@ -84,8 +92,12 @@ class Waiter:
     def _watch(self, task_ids: Sequence[str]) -> None:
         for start in range(0, len(task_ids), _CHUNK):
             chunk = list(task_ids[start : start + _CHUNK])
-            for task_id, end in zip(chunk, self._store.call(Script.WATCH, self._channel, chunk)[0], strict=True):
-                if end != "":
+            ends = dict(zip(chunk, self._store.call(Script.WATCH, self._channel, chunk)[0], strict=True))
+            with self._lock:
+                self._expected.difference_update(task_id for task_id, end in ends.items() if end is not False)
+                still = self._expected.intersection(ends)
+            for task_id, end in ends.items():
+                if end != "" and task_id not in still:
                     self._ended(task_id, end or "")
 
     def _ended(self, task_id: str, end: str) -> None:
