@@ -20,6 +20,8 @@ log = logging.getLogger("krq.logs")
 
 #: seconds between two complaints about one file
 QUIET = 60.0
+#: looks at a file that does not end with a line, and seconds between them: somebody may be in the middle of a write
+LOOKS, LOOK = 5, 0.002
 
 
 class LogFile:
@@ -74,7 +76,7 @@ class LogFile:
         return None
 
     def _append(self, fd: int, lines: bytes, size: int) -> None:
-        if not self._whole and size and os.pread(fd, 1, size - 1) != b"\n":
+        if not self._whole and size and not _ends_with_a_line(fd):
             lines = b"\n" + lines  # somebody's disk was full in the middle of a line
         self._whole = False
         while lines:
@@ -95,6 +97,14 @@ class LogFile:
                 for newer, older in reversed(list(itertools.pairwise(names))):
                     os.replace(newer, older)
         return True
+
+
+def _ends_with_a_line(fd: int) -> bool:
+    for _ in range(LOOKS):
+        if os.pread(fd, 1, os.fstat(fd).st_size - 1) == b"\n":
+            return True
+        time.sleep(LOOK)
+    return False
 
 
 def _in_use(path: Path) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from harness import lines_of
 
+from krq import logfiles
 from krq.logfiles import LogFile, SafeFile
 
 WRITER = """
@@ -80,6 +81,19 @@ def test_a_line_that_broke_off_spoils_none_after_it(tmp_path: Path) -> None:
     (tmp_path / "x.log").write_text("whole\nbroken o")
     LogFile(tmp_path / "x.log", 1_000, 2).write(b"whole again\n")
     assert lines_of(tmp_path, "x.log") == ["whole", "broken o", "whole again"]
+
+
+def test_who_is_in_the_middle_of_a_write_is_not_taken_for_a_broken_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.log"
+    path.write_text("the begin")
+
+    def others_go_on(_: float) -> None:
+        with path.open("a") as file:
+            file.write("ning and the end\n")
+
+    monkeypatch.setattr(logfiles.time, "sleep", others_go_on)
+    LogFile(path, 1_000, 2).write(b"the next\n")
+    assert lines_of(tmp_path, "x.log") == ["the beginning and the end", "the next"]
 
 
 def test_a_full_disk_is_told_once_and_its_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
