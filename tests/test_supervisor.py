@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import Servers, Worker, ledger, until
+from harness import Servers, Worker, ledger, running, until
 
 from krq.dev.valkey import ValkeyServer
 
@@ -149,3 +149,16 @@ os.waitpid(fork(lambda: print(gc.get_freeze_count() > 1_000, gc.get_threshold()[
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout.split() == ["True", str(often)]
+
+
+def test_a_child_that_has_left_is_not_taken_for_dead(valkey: ValkeyServer, namespace: str, tmp_path: Path) -> None:
+    """Many beats fall between its farewell to Redis and its end."""
+    servers = Servers(valkey.url, valkey.url, namespace, heartbeat=0.002, lease=3)
+    for n in range(3):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        with running(servers, folder) as (worker,):
+            worker.ready()
+            assert worker.stop() == 0
+            assert "has left" in worker.text
+            assert "ERROR" not in worker.text, worker.text

@@ -169,11 +169,11 @@ class Child:
         self.runner.observe("worker_stopped", ids.worker_of(self.incarnation))
         if self._overtime:
             return OVERTIME
+        self.page.set_leaving()
         while True:
             answer = self.store.run(Script.RECOVER, self.incarnation, False, [], "", self.config.max_deaths, [], [])
             if not answer.ok or not answer.values[0]:
                 break
-        self.page.set_leaving()
         log.info("worker %s has left", ids.worker_of(self.incarnation))
         return LEFT
 

@@ -74,7 +74,7 @@ class Page:
         self._memory[REGISTERED] = 1
 
     def set_leaving(self) -> None:
-        """The child has left in order: its end is no failure."""
+        """The child has nothing left and unregisters."""
         self._memory[LEAVING] = 1
 
     def set_adrift(self, adrift: bool) -> None:

@@ -20,7 +20,7 @@ from krq.worker.exporter import Exporter, Place
 from krq.worker.family import Family
 from krq.worker.heart import End, Heart
 from krq.worker.page import boottime
-from krq.worker.process import FENCED, OVERTIME, adopting, cause
+from krq.worker.process import FENCED, LEFT, OVERTIME, adopting, cause
 from krq.worker.spec import Spec
 
 log = logging.getLogger("krq.worker")
@@ -136,7 +136,7 @@ class Supervisor:
         page, how = family.page, cause(code)
         if code == OVERTIME:
             family.end_to_tell = End()
-        elif not page.leaving:
+        elif not (page.leaving and code == LEFT):
             ran = page.running()
             which = ": " + ", ".join(list(ran)[:SOME]) if ran else ""
             log.error("child %s ended: %s; it was running %d tasks%s", family.incarnation, how, len(ran), which)
@@ -203,11 +203,11 @@ class Supervisor:
         else:
             self._silence.end()
             for family in beating:
-                if family.incarnation in dead:
+                if family.incarnation not in dead:
+                    family.page.confirm(sent)
+                elif not family.page.leaving:
                     log.error("child %s is dead to others: killing it", family.incarnation)
                     family.fence()
-                else:
-                    family.page.confirm(sent)
         self._fence(beating)
 
     def _wedged(self, family: Family) -> bool:
