@@ -162,6 +162,7 @@ class Server:
         """SIGSTOP: connections stay open and nothing answers. Nothing happens when not running."""
         if self._process is not None and self.running:
             self._process.send_signal(signal.SIGSTOP)
+            os.waitpid(self._process.pid, os.WUNTRACED)  # until all of its threads have stopped
 
     def resume(self) -> None:
         """SIGCONT. Nothing happens when not running or not paused."""
