@@ -43,7 +43,7 @@ class LogFile:
             with _locked(fd, fcntl.LOCK_SH) as locked:
                 size = self._size(fd) if locked else None
                 if size is not None and (size == 0 or size + len(lines) <= self._most or not self._rotate(fd)):
-                    return self._append(fd, lines, size)
+                    return self._append(fd, lines)
             self.close()
 
     def check(self) -> None:
@@ -75,8 +75,8 @@ class LogFile:
                 return mine.st_size
         return None
 
-    def _append(self, fd: int, lines: bytes, size: int) -> None:
-        if not self._whole and size and not _ends_with_a_line(fd):
+    def _append(self, fd: int, lines: bytes) -> None:
+        if not self._whole and not _ends_with_a_line(fd):
             lines = b"\n" + lines  # somebody's disk was full in the middle of a line
         self._whole = False
         while lines:
@@ -101,7 +101,8 @@ class LogFile:
 
 def _ends_with_a_line(fd: int) -> bool:
     for _ in range(LOOKS):
-        if os.pread(fd, 1, os.fstat(fd).st_size - 1) == b"\n":
+        size = os.fstat(fd).st_size
+        if not size or os.pread(fd, 1, size - 1) == b"\n":
             return True
         time.sleep(LOOK)
     return False
