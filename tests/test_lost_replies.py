@@ -17,6 +17,7 @@ from krq import ids
 from krq.dev.kafka import KafkaServer
 from krq.dev.process import HOST, free_port
 from krq.dev.valkey import ValkeyServer
+from krq.store import waiter
 from krq.store.scripts import Script, source
 
 
@@ -154,6 +155,18 @@ def test_a_full_redis_lets_running_tasks_end_and_goes_on_when_there_is_room(
         assert app.failures() == []
         assert worker.text.count("is full (maxmemory)") <= 4, worker.text
     assert set(runs(path).values()) == {1}
+
+
+def test_of_what_only_the_log_has_the_latest_are_remembered(app: krq.KRQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiter, "_EXPECTED", 2)
+    made = app._clients.waiter
+    made.expect(["a", "b"])
+    made.expect(["c"])
+    with pytest.raises(krq.TaskNotFound):
+        app.result("a", timeout=5)
+    for task_id in "b", "c":
+        with pytest.raises(krq.ResultTimeout):
+            app.result(task_id, timeout=0.1)
 
 
 def _known(handle: krq.TaskHandle[Any]) -> bool:

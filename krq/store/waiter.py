@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import logging
 import os
 import threading
@@ -21,7 +22,7 @@ log = logging.getLogger("krq.store")
 #: seconds between two looks at what is waited for, in case a notice was lost
 LOOK_FIRST, LOOK_MOST = 1.0, 5.0
 _CHUNK = 300
-#: ids that the log alone has, of which it is remembered that they are not unknown
+#: ids that the log alone has, of which it is remembered that they are not unknown: the latest
 _EXPECTED = 100_000
 _unpack = msgspec.msgpack.Decoder(list[str]).decode
 
@@ -36,7 +37,7 @@ class Waiter:
         self._channel = os.urandom(8).hex()
         self._lock = threading.Lock()
         self._waiting: dict[str, list[Future]] = {}
-        self._expected: set[str] = set()
+        self._expected: dict[str, None] = {}
         self._thread: threading.Thread | None = None
         self._subscribed = threading.Event()
         self._closed = False
@@ -69,7 +70,9 @@ class Waiter:
     def expect(self, task_ids: Sequence[str]) -> None:
         """The log has these, and Redis not yet: until it has, nobody who waits for them is told that they are unknown."""
         with self._lock:
-            self._expected.update(task_ids[: max(0, _EXPECTED - len(self._expected))])
+            self._expected.update(dict.fromkeys(task_ids))
+            for oldest in list(itertools.islice(self._expected, max(0, len(self._expected) - _EXPECTED))):
+                del self._expected[oldest]
 
     def drop(self, task_id: str, future: Future) -> None:
         """Nobody waits for this future any more."""
@@ -94,8 +97,9 @@ class Waiter:
             chunk = list(task_ids[start : start + _CHUNK])
             ends = dict(zip(chunk, self._store.call(Script.WATCH, self._channel, chunk)[0], strict=True))
             with self._lock:
-                self._expected.difference_update(task_id for task_id, end in ends.items() if end is not False)
-                still = self._expected.intersection(ends)
+                for task_id in [task_id for task_id, end in ends.items() if end is not False]:
+                    self._expected.pop(task_id, None)
+                still = self._expected.keys() & ends.keys()
             for task_id, end in ends.items():
                 if end != "" and task_id not in still:
                     self._ended(task_id, end or "")
