@@ -118,6 +118,7 @@ def test_a_task_has_its_story(web: TestClient, web_app: krq.KRQ) -> None:
     story = web_app.why(done.id)
     assert (shown["past"], shown["next"]) == ([to_builtins(moment) for moment in story.past], story.next)
     assert shown["past"][-1]["text"].startswith("Succeeded")
+    until(lambda: web.get("/api/task", params={"id": "nosuch"}).status_code == 404, "the log has been read to its end")
     problem(web.get("/api/task", params={"id": "nosuch"}), 404, "TASK_NOT_FOUND")
     problem(web.get("/api/task", params={"id": "a b"}), 400)
 
